@@ -1,0 +1,93 @@
+"""What goes over the seam between the worker and Kafka: records in, outputs out, all of it bytes.
+
+kafka-python's own record fits `Record` as it is, so that a record read from the
+broker is never converted. `memory.py` keeps the same contract with no broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
+class Record(Protocol):
+    """One record as the broker has it."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since the epoch."""
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Headers: ...
+
+
+class MemoryRecord(NamedTuple):
+    """A `Record` made here: by replay, by backtest, by a test."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class Output(NamedTuple):
+    """One record to publish."""
+
+    topic: str
+    partition: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+    timestamp_ms: int | None = None
+
+
+class Commit(NamedTuple):
+    """How far a partition is answered, and from where a restart has to step again.
+
+    `replay_offset` is the first record that is not yet in its stream's written
+    state row: at most `offset`. It travels in the committed offset's metadata, so
+    that the two can never disagree.
+    """
+
+    offset: int
+    replay_offset: int
+
+
+class Assigned(NamedTuple):
+    """A partition that is newly ours. It stays paused until `Source.resume`."""
+
+    partition: TopicPartition
+    offset: int
+    replay_offset: int
+
+
+class Poll(NamedTuple):
+    """What one poll brought: records per partition in offset order, and what changed hands."""
+
+    records: list[Record]
+    assigned: list[Assigned]
+    revoked: list[TopicPartition]
