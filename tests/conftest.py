@@ -1,0 +1,70 @@
+"""The broker that the integration tests talk to: a real Kafka, started once and only when a test asks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from forecaster.devkafka import DevKafka
+
+
+class Broker(NamedTuple):
+    """Where the session's broker is, whoever started it."""
+
+    bootstrap_servers: str
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One broker for the whole session: FORECASTER_TEST_BOOTSTRAP's, else an embedded one."""
+    given = os.environ.get("FORECASTER_TEST_BOOTSTRAP")
+    if given:
+        yield Broker(given)
+        return
+    with DevKafka(tmp_path_factory.mktemp("kafka")) as embedded:
+        yield Broker(embedded.bootstrap_servers)
+
+
+@pytest.fixture
+def private_kafka(tmp_path: Path) -> Iterator[DevKafka]:
+    """A running broker of the test's own, to restart, kill or pause."""
+    with DevKafka(tmp_path / "kafka") as embedded:
+        yield embedded
+
+
+NewTopics = Callable[..., str]
+
+
+def create_topic(bootstrap_servers: str, name: str, partitions: int = 1, config: dict[str, str] | None = None) -> None:
+    """Through confluent-kafka, so that our own admin code is never its own witness."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    created = admin.create_topics([NewTopic(name, partitions, 1, config=config or {})], operation_timeout=30)
+    for future in created.values():
+        future.result(30)
+
+
+@pytest.fixture
+def new_topic(kafka: Broker) -> NewTopics:
+    """`new_topic("ticks", partitions=8, config={...})`: a fresh topic whose name begins so."""
+    prefix = uuid.uuid4().hex[:8]
+    numbers = itertools.count()
+
+    def create(stem: str = "topic", partitions: int = 1, config: dict[str, str] | None = None) -> str:
+        name = f"{stem}-{prefix}-{next(numbers)}"
+        create_topic(kafka.bootstrap_servers, name, partitions, config)
+        return name
+
+    return create
+
+
+@pytest.fixture
+def group() -> str:
+    """A consumer group id that no other test uses."""
+    return f"group-{uuid.uuid4().hex[:12]}"
