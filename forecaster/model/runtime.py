@@ -1,0 +1,66 @@
+"""The one place where TensorFlow is imported: quietly, and with the device chosen.
+
+TensorFlow writes to the process's stderr before any of its settings can stop it
+(absl logs ahead of its own initialisation), so the import runs with file descriptor
+2 set aside; what was written is shown only if the import fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+from forecaster.errors import Fatal
+
+DeviceChoice = Literal["auto", "gpu", "cpu"]
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+# 3 = fatal only: what TensorFlow has to say about missing CUDA libraries is no news on a machine without a GPU.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+_loaded_before = "tensorflow" in sys.modules
+with _quiet_stderr():
+    import tensorflow as tf
+    from tensorflow.compiler.tf2xla.python import xla
+
+tf.get_logger().setLevel("ERROR")
+
+# TensorFlow ships no types; to mypy a tensor is Any, and the docstrings give the shapes.
+Tensor: TypeAlias = Any
+
+__all__ = ["DeviceChoice", "Tensor", "pick_device", "tf", "xla"]
+
+
+def pick_device(choice: DeviceChoice) -> str:
+    """Return the name of the device to run on, `/GPU:0` or `/CPU:0`, GPU memory growing as needed.
+
+    Raises:
+        Fatal: `gpu` was asked for and there is none.
+    """
+    gpus = [] if choice == "cpu" else tf.config.list_physical_devices("GPU")
+    if choice == "gpu" and not gpus:
+        raise Fatal('device = "gpu": TensorFlow sees no GPU here; install tensorflow[and-cuda], or set device = "auto"')
+    for gpu in gpus:
+        # Refused once the GPU is in use; then it was set by whoever used it first.
+        if not tf.config.experimental.get_memory_growth(gpu):
+            tf.config.experimental.set_memory_growth(gpu, True)  # noqa: FBT003 - TensorFlow's signature
+    return "/GPU:0" if gpus else "/CPU:0"

@@ -1,0 +1,82 @@
+"""What a network is made of: everything needed to rebuild it, and nothing that is learned.
+
+The spec travels with the weights (`model.json`), decides the layout of a stream's
+row, and is compared with the config when a model is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Cell = Literal["rnn", "lstm", "gru", "feedforward"]
+
+
+class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The shape of one input's network.
+
+    Attributes:
+        cell: `rnn` (Elman), `lstm`, `gru`, or `feedforward`, which has no memory and shows what memory is worth.
+        units: hidden units of each layer.
+        layers: cells stacked on one another.
+        targets: names of the values that are forecast, D of them.
+        features: names of the numeric values that are only looked at.
+        categories: for each categorical field its values, one-hot, with one more slot for "other".
+        horizons: records ahead, ascending, H of them: the forecasts that are published.
+        quantiles: ascending, strictly between 0 and 1, Q of them, 0.5 among them.
+        seasons: season lengths in records.
+
+    Raises:
+        ValueError: one line that names the field (msgspec turns it into a ValidationError when decoding).
+    """
+
+    targets: tuple[str, ...]
+    horizons: tuple[int, ...]
+    cell: Cell = "lstm"
+    units: int = 64
+    layers: int = 1
+    features: tuple[str, ...] = ()
+    categories: dict[str, tuple[str, ...]] = {}
+    quantiles: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    seasons: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be built from."""
+        _require(self.units >= 1, f"units: expected an integer >= 1, got {self.units}")
+        _require(self.layers >= 1, f"layers: expected an integer >= 1, got {self.layers}")
+        _require(bool(self.targets), "targets: expected at least one")
+        names = self.targets + self.features + tuple(self.categories)
+        _require(len(set(names)) == len(names), f"targets, features, categories: a name stands twice in {names}")
+        _require(
+            _ascending(self.horizons) and self.horizons[0] >= 1,
+            f"horizons: expected ascending integers >= 1, got {self.horizons}",
+        )
+        inside = _ascending(self.quantiles) and 0.0 < self.quantiles[0] and self.quantiles[-1] < 1.0
+        _require(inside, f"quantiles: expected ascending numbers between 0 and 1, got {self.quantiles}")
+        _require(0.5 in self.quantiles, f"quantiles: expected 0.5 among them, got {self.quantiles}")
+        _require(all(season >= 2 for season in self.seasons), f"seasons: expected integers >= 2, got {self.seasons}")
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The horizons that the network forecasts: the published ones, and 1, which fills a missing target."""
+        return self.horizons if self.horizons[0] == 1 else (1, *self.horizons)
+
+    @property
+    def median(self) -> int:
+        """The position of 0.5 in the quantiles."""
+        return self.quantiles.index(0.5)
+
+    @property
+    def feature_width(self) -> int:
+        """F: the numeric features, then each category's values and its "other"."""
+        return len(self.features) + sum(len(values) + 1 for values in self.categories.values())
+
+
+def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - reads as the sentence it is
+    if not holds:
+        raise ValueError(message)
+
+
+def _ascending(values: tuple[float, ...]) -> bool:
+    return bool(values) and all(low < high for low, high in zip(values, values[1:], strict=False))

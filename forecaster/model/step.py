@@ -1,0 +1,229 @@
+"""The compiled step over the device-resident state table.
+
+    table  [capacity + 1, width] on the device; the last row takes what padding writes
+    call   gather the rows of up to B streams -> rounds inside XLA -> scatter them back
+
+Gather and scatter are TensorFlow's own operations on the variable, which work in
+place: a call's time does not depend on the capacity. What was gathered stays on the
+device until the next step, and `undo` puts it back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecaster.errors import ModelMismatch
+from forecaster.model import network
+from forecaster.model.columns import Scores, StepInputs, StepOutputs, pack, packed_columns
+from forecaster.model.layout import row_layout
+from forecaster.model.plan import Bucket, Call, buckets_for, plan
+from forecaster.model.registry import Model
+from forecaster.model.runtime import DeviceChoice, Tensor, pick_device, tf, xla
+
+# Forecasts are rounded to this part of the stream's scale: more digits would be noise.
+RESOLUTION = 1e-5
+
+Compiled = Callable[..., tuple[Tensor, Tensor]]
+
+
+class StepEngine:
+    """Steps the streams of one input, each record once and in order.
+
+    Attributes:
+        model: whose weights are in use.
+        layout: of a row of the table.
+        device_name: `/GPU:0` or `/CPU:0`.
+        traces: how often the step was traced; more than the number of buckets is a defect.
+        step_seconds: wall time of the last step().
+        rounds: rounds run by the last step(), over all its calls.
+        calls: compiled calls made by the last step().
+    """
+
+    def __init__(self, model: Model, capacity: int, device: DeviceChoice = "auto") -> None:
+        """Allocate the table for `capacity` streams; `compile` must follow before `step`.
+
+        Raises:
+            Fatal: no such device.
+        """
+        self.model = model
+        self.layout = row_layout(model.spec)
+        self.device_name = pick_device(device)
+        self.traces = 0
+        self.step_seconds = 0.0
+        self.rounds = 0
+        self.calls = 0
+        self._capacity = capacity
+        self._buckets = buckets_for(capacity)
+        self._compiled: dict[Bucket, Compiled] = {}
+        self._touched: list[tuple[Tensor, Tensor]] = []
+        self._shapes = network.output_shapes(model.spec)
+        with tf.device(self.device_name):
+            self._table = tf.Variable(tf.zeros([capacity + 1, self.layout.width]), trainable=False)
+            self._weights = {name: tf.Variable(value, trainable=False) for name, value in model.weights.items()}
+
+    @property
+    def table_bytes(self) -> int:
+        """Device memory that the table takes."""
+        return (self._capacity + 1) * self.layout.width * 4
+
+    def compile(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Trace and compile every bucket; progress(done, of) is called after each."""
+        for done, bucket in enumerate(self._buckets, 1):
+            self._compiled[bucket] = self._trace(bucket)
+            nothing = np.empty(0, np.int64)
+            idle = Call(bucket, nothing.astype(np.int32), nothing.astype(np.bool_), nothing.astype(np.int32), nothing)
+            # XLA compiles at the first call: make it here, over the padding row alone.
+            self._run(idle, np.empty((0, packed_columns(self.model.spec).width), np.float32))
+            if progress is not None:
+                progress(done, len(self._buckets))
+
+    def step(self, inputs: StepInputs) -> StepOutputs:
+        """Step every record of a poll: its stream's state advances by one, its forecasts come back."""
+        started = time.perf_counter()
+        self._touched, self.rounds = [], 0
+        packed = pack(self.model.spec, inputs.values, inputs.features, inputs.time_s, inputs.elapsed_s)
+        result = np.empty((len(packed), sum(int(np.prod(shape)) for shape in self._shapes.values())), np.float32)
+        calls = plan(inputs.slots, inputs.fresh, self._buckets)
+        for call in calls:
+            result[call.records] = self._run(call, packed[call.records])
+            self.rounds += len(call.widths)
+        self.calls = len(calls)
+        outputs = self._unpack(result)
+        self.step_seconds = time.perf_counter() - started
+        return outputs
+
+    def undo(self) -> None:
+        """Put back every row that the last step() touched, also one that failed half-way."""
+        # Backwards: a stream in several calls ends with the row that it had before the first.
+        for slots, rows in reversed(self._touched):
+            self._scatter(slots, rows)
+        self._touched = []
+
+    def read(self, slots: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return the rows [n, width] of `slots` [n]."""
+        with tf.device(self.device_name):
+            rows: NDArray[np.float32] = tf.gather(self._table, tf.constant(slots, tf.int32)).numpy()
+        return rows
+
+    def write(self, slots: NDArray[np.int32], rows: NDArray[np.float32]) -> None:
+        """Overwrite the rows of `slots` [n] with `rows` [n, width].
+
+        Raises:
+            ModelMismatch: the rows have another width, so another network wrote them.
+        """
+        if rows.shape != (len(slots), self.layout.width):
+            raise ModelMismatch(
+                f"state rows of {rows.shape[-1]} floats do not fit this model, whose rows have {self.layout.width}"
+            )
+        with tf.device(self.device_name):
+            self._scatter(tf.constant(slots, tf.int32), tf.constant(rows, tf.float32))
+
+    def swap(self, model: Model) -> None:
+        """Take over the weights of `model`, of the same spec; nothing is compiled again, states stay.
+
+        Raises:
+            ModelMismatch: the spec is another one.
+        """
+        if model.spec != self.model.spec:
+            raise ModelMismatch(
+                f"model {model.version} is another network than {self.model.version}: it cannot take over its states"
+            )
+        for name, value in model.weights.items():
+            self._weights[name].assign(value)
+        self.model = model
+
+    def _trace(self, bucket: Bucket) -> Compiled:
+        spec, layout, table = self.model.spec, self.layout, self._table
+        initial = layout.initial_row()
+        width = packed_columns(spec).width
+
+        def advance(rows: Tensor, fresh: Tensor, flat: Tensor, widths: Tensor, rounds: Tensor) -> tuple[Tensor, Tensor]:
+            state = network.unpack_rows(layout, tf.where(fresh[:, None], initial, rows))
+            outputs = tf.zeros([flat.shape[0], sum(int(np.prod(shape)) for shape in self._shapes.values())])
+
+            def one_round(place: Tensor, start: Tensor, state: network.Fields, outputs: Tensor) -> tuple[Tensor, ...]:
+                packed = tf.slice(flat, tf.stack([start, 0]), [bucket.streams, width])
+                live = tf.range(bucket.streams) < widths[place]
+                made, state = network.step(spec, self._weights, state, packed, live)
+                # Rows beyond this round's width are overwritten by the next round's block, or lie in the padding.
+                outputs = xla.dynamic_update_slice(outputs, made, tf.stack([start, 0]))
+                return place + 1, start + widths[place], state, outputs
+
+            begin = (tf.constant(0), tf.constant(0), state, outputs)
+            _, _, state, outputs = tf.while_loop(lambda place, *_: place < rounds, one_round, begin)
+            return network.pack_rows(layout, state), outputs
+
+        compiled = tf.function(advance, jit_compile=True, autograph=False)
+
+        def call(slots: Tensor, fresh: Tensor, flat: Tensor, widths: Tensor, rounds: Tensor) -> tuple[Tensor, Tensor]:
+            self.traces += 1
+            before = tf.gather(table, slots)
+            after, outputs = compiled(before, fresh, flat, widths, rounds)
+            self._scatter(slots, after)
+            return before, outputs
+
+        with tf.device(self.device_name):
+            return tf.function(call, autograph=False).get_concrete_function(  # type: ignore[no-any-return]
+                tf.TensorSpec([bucket.streams], tf.int32),
+                tf.TensorSpec([bucket.streams], tf.bool),
+                tf.TensorSpec([bucket.records + bucket.streams, width], tf.float32),
+                tf.TensorSpec([bucket.records], tf.int32),
+                tf.TensorSpec([], tf.int32),
+            )
+
+    def _run(self, call: Call, packed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Make one call over records `packed`, in the call's order; its outputs in the same order."""
+        bucket, streams = call.bucket, len(call.slots)
+        slots = np.full(bucket.streams, self._capacity, np.int32)
+        slots[:streams] = call.slots
+        fresh = np.ones(bucket.streams, np.bool_)
+        fresh[:streams] = call.fresh
+        flat = np.zeros((bucket.records + bucket.streams, packed.shape[1]), np.float32)
+        flat[: len(packed)] = packed
+        widths = np.zeros(bucket.records, np.int32)
+        widths[: len(call.widths)] = call.widths
+        with tf.device(self.device_name):
+            where = tf.constant(slots)
+            before, outputs = self._compiled[bucket](
+                where,
+                tf.constant(fresh),
+                tf.constant(flat),
+                tf.constant(widths),
+                tf.constant(len(call.widths), tf.int32),
+            )
+        self._touched.append((where, before))
+        made: NDArray[np.float32] = outputs.numpy()
+        return made[: len(packed)]
+
+    def _scatter(self, slots: Tensor, rows: Tensor) -> None:
+        tf.raw_ops.ResourceScatterUpdate(resource=self._table.handle, indices=slots, updates=rows)
+
+    def _unpack(self, result: NDArray[np.float32]) -> StepOutputs:
+        parts, start = {}, 0
+        for name, shape in self._shapes.items():
+            size = int(np.prod(shape))
+            parts[name] = result[:, start : start + size].reshape(-1, *shape)
+            start += size
+        never = parts["known"] == 0.0
+        filled = parts["high"].astype(np.float64) + parts["low"]
+        chances = parts["chances"]
+        filled[never] = np.nan
+        chances[never] = np.nan
+        quantiles = _rounded(filled[:, :, None, None] + parts["quantiles"], parts["scale"][:, :, None, None])
+        scores = Scores(*(parts["scores"][:, place] for place in range(len(Scores._fields))))
+        return StepOutputs(filled, quantiles, chances[..., 0], chances[..., 1], scores)
+
+
+def _rounded(values: NDArray[np.float64], scale: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Round to RESOLUTION of the scale, to a whole number of decimals; large scales are rounded to integers."""
+    # Multiplying by a power of ten and dividing again gives the nearest float64 to a short decimal.
+    decimals = np.clip(np.ceil(-np.log10(np.maximum(scale.astype(np.float64), 1e-300) * RESOLUTION)), 0, 290)
+    power = 10.0**decimals
+    with np.errstate(over="ignore"):
+        scaled = values * power
+    # Beyond 2^53 every float64 is a whole number already.
+    return np.where(np.abs(scaled) < 2.0**53, np.rint(scaled) / power, values)
