@@ -106,6 +106,8 @@ class TimeConfig(Section):
 
     field: str | None = None
     unit: Literal["iso8601", "s", "ms", "us", "ns"] = "iso8601"
+    # How far a record may lie ahead of its own Kafka timestamp: one from 2099 would make all after it late.
+    ahead_max_s: Annotated[float, Meta(gt=0)] = 86_400.0
 
 
 class SignalConfig(Section):

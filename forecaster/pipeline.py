@@ -1,0 +1,556 @@
+"""One input's way from records to outputs: decode, place, order, step, encode.
+
+A pipeline owns the input's stream table and state table and knows nothing of Kafka:
+records come in, an Outcome goes out. Between `process` and `settle` everything that
+a batch changed can be undone, for the transaction that carries it can still fail.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from forecaster import signals
+from forecaster.checkpoint import Checkpoint
+from forecaster.config import InputConfig, StreamsConfig
+from forecaster.errors import InvalidRecord, ModelMismatch
+from forecaster.messages import (
+    ForecastColumns,
+    ForecastEncoder,
+    SignalColumns,
+    SignalEncoder,
+    StateRow,
+    TickDecoder,
+    Ticks,
+    dead_letter,
+    decode_state,
+    encode_state,
+    output_headers,
+)
+from forecaster.model.columns import Scores, StepInputs, StepOutputs
+from forecaster.records import Output, Record, TopicPartition
+from forecaster.streams import Order, Slots, StreamKey, StreamTable, find_disorder, usual_interval_s
+
+
+class Engine(Protocol):
+    """The compiled step over the state table: model/step.py."""
+
+    def step(self, inputs: StepInputs) -> StepOutputs: ...
+    def undo(self) -> None: ...
+    def read(self, slots: Slots) -> NDArray[np.float32]: ...
+    def write(self, slots: Slots, rows: NDArray[np.float32]) -> None: ...
+
+
+class OutputTopics(NamedTuple):
+    """Where a pipeline's outputs go."""
+
+    forecast: str
+    signal: str
+    dead_letter: str
+    state: Callable[[str], str]  # of an input topic
+
+
+class Outcome(NamedTuple):
+    """What became of one batch of one input: for the sink, and, once committed, for who watches.
+
+    Columns have a row for each record that was stepped and answered, N of them.
+    """
+
+    outputs: list[Output]
+    refused: list[InvalidRecord]
+    streams: list[str]
+    time_s: NDArray[np.float64]  # [N]
+    timestamp_ms: NDArray[np.int64]  # [N] the records' own
+    values: NDArray[np.float64]  # [N, D]
+    forecast: StepOutputs | None
+    directions: NDArray[np.int8]  # [N, D, H]
+    signals: NDArray[np.int8]  # of those published
+    replayed: int  # stepped in silence: their answers were committed before
+
+    @property
+    def scores(self) -> Scores | None:
+        """Of the forecasts that these records settled."""
+        return None if self.forecast is None else self.forecast.scores
+
+
+class Pipeline:
+    """One input's streams, and everything that happens to one of its records."""
+
+    def __init__(
+        self,
+        config: InputConfig,
+        streams: StreamsConfig,
+        engine: Engine,
+        layout_checksum: int,
+        model: str,
+        topics: OutputTopics,
+        partition_of: Callable[[str, bytes], int | None],
+    ) -> None:
+        """`model` names the weights; `partition_of(topic, key)` is the default partitioner's choice.
+
+        `layout_checksum` marks the state rows: only rows with the same one fit.
+        """
+        self.config = config
+        self.engine = engine
+        self._layout_checksum = layout_checksum
+        self.model = model
+        self._streams = streams
+        self._topics = topics
+        self._partition_of = partition_of
+        self._decoder = TickDecoder(config)
+        self._forecasts = ForecastEncoder(config, model)
+        self._signals = SignalEncoder(config, model)
+        self.table = StreamTable(streams.capacity)
+        self.checkpoint = Checkpoint(streams.flush_interval_s)
+        # The second tier: streams that the table has no slot for, the longest idle first.
+        self._cold: OrderedDict[StreamKey, StateRow] = OrderedDict()
+        # Records before these offsets were answered before a restart: they are stepped in silence.
+        self._answered: dict[TopicPartition, int] = {}
+        self._poll = 0
+        self._touched: tuple[Slots, NDArray[np.void], list[int]] | None = None
+        self._moved = False  # did this batch evict, thaw or drop a stream?
+        self._tombstones: list[StreamKey] = []
+        self.evicted: Counter[str] = Counter()
+        self.split_streams = 0
+
+    def __len__(self) -> int:
+        """Streams, those in the second tier too."""
+        return len(self.table) + len(self._cold)
+
+    @property
+    def streams_max(self) -> int:
+        """How many it keeps at most, in both tiers."""
+        return max(self._streams.streams_max, self.table.capacity)
+
+    # ------------------------------------------------------------------ a batch
+
+    def process(self, records: Sequence[Record], now_s: float) -> Outcome:
+        """Step each record's stream by one and say what follows. Undone by `undo`, kept by `settle`.
+
+        Records come per partition in offset order.
+        """
+        self._poll += 1
+        runs = _partition_runs(records)
+        ticks = self._decoder.decode_all(records)
+        offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
+        answered = _answered_before(runs, offsets, self._answered)
+        slots = self._place(ticks, runs, now_s)
+        ticks, slots, refused = self._in_order(ticks, slots, offsets)
+        self._touch(slots, ticks, records, offsets, now_s)
+        order = self.table.order(slots, ticks.time_s)
+        inputs = self._inputs(ticks, slots, order)
+        numbers = self.table.advance(slots, order, ticks.time_s, ticks.sequence, offsets[ticks.positions])
+        forecast = self.engine.step(inputs) if len(slots) else None
+        outcome = self._answer(records, ticks, slots, order, numbers, forecast, ~answered[ticks.positions])
+        letters = [error for position, error in refused if not answered[position]]
+        outcome.refused.extend(letters)
+        outcome.outputs.extend(
+            dead_letter(records[position], error, self._topics.dead_letter)
+            for position, error in refused
+            if not answered[position]
+        )
+        return outcome
+
+    def state_outputs(self, now_s: float, *, everything: bool = False) -> list[Output]:
+        """The rows that are due, to be written in the same transaction as the batch; tombstones of the dropped."""
+        outputs = [self._state_output(key, None) for key in self._tombstones]
+        self._moved |= bool(outputs)
+        self._tombstones = []
+        keys = self.checkpoint.take_due(now_s, everything=everything)
+        slots = [self.table.find(key.partition, [key.stream])[0] for key in keys]
+        warm = [(key, slot) for key, slot in zip(keys, slots, strict=True) if slot >= 0]
+        for (key, _), state in zip(warm, self._states([slot for _, slot in warm]), strict=True):
+            outputs.append(self._state_output(key, encode_state(state)))
+        for key, slot in zip(keys, slots, strict=True):
+            if slot < 0 and key in self._cold:
+                outputs.append(self._state_output(key, encode_state(self._cold[key])))
+        return outputs
+
+    def flush_is_due(self, now_s: float) -> bool:
+        """Has a row waited for as long as the config allows, or a tombstone to be written?"""
+        age_s = self.checkpoint.age_s(now_s)
+        return bool(self._tombstones) or (len(self.checkpoint) > 0 and age_s >= self._streams.flush_interval_s)
+
+    def settle(self) -> None:
+        """The batch is committed."""
+        self._touched = None
+        self._moved = False
+        self.checkpoint.settle()
+
+    def undo(self) -> bool:
+        """The batch is aborted: every stream as it was before. False where only a restore can do that."""
+        undone = not self._moved
+        if undone and self._touched is not None:
+            slots, before, admitted = self._touched
+            self.engine.undo()
+            self.table.columns[slots] = before
+            for slot in admitted:
+                self.table.remove(slot)
+        self.checkpoint.undo()
+        self.settle()
+        return undone
+
+    # ------------------------------------------------------------------ its parts
+
+    def _place(self, ticks: Ticks, runs: list[tuple[TopicPartition, int, int]], now_s: float) -> Slots:
+        """The slot of each tick's stream; new streams get one, if need be another's."""
+        slots = np.full(len(ticks.streams), -1, np.int32)
+        missing: OrderedDict[StreamKey, list[int]] = OrderedDict()
+        for partition, start, stop in runs:
+            low, high = np.searchsorted(ticks.positions, (start, stop))
+            slots[low:high] = self.table.find(partition, ticks.streams[low:high])
+            for i in low + np.flatnonzero(slots[low:high] < 0):
+                missing.setdefault(StreamKey(partition, ticks.streams[i]), []).append(int(i))
+        # What this poll touches is not up for eviction.
+        self.table.columns["used_poll"][slots[slots >= 0]] = self._poll
+        admitted = self._admit(list(missing))
+        for slot, places in zip(admitted, missing.values(), strict=True):
+            slots[places] = slot
+        touched = np.unique(slots)
+        self._touched = (touched, self.table.columns[touched], admitted)
+        self.table.columns["used_poll"][touched] = self._poll
+        self.table.columns["used_s"][touched] = now_s
+        return slots
+
+    def _admit(self, keys: list[StreamKey]) -> list[int]:
+        """Slots for streams that have none: from the second tier where they are known, else from the start."""
+        crowd = len(keys) - self.table.free
+        if crowd > 0:
+            self._evict(self.table.least_recently_used(crowd, self._poll))
+        slots = []
+        for key in keys:
+            slot = self.table.admit(key, orjson.dumps(key.stream))
+            self.table.columns["used_poll"][slot] = self._poll
+            self.split_streams += self.table.is_split(key.stream)
+            slots.append(slot)
+        known = [(slot, self._cold.pop(key)) for slot, key in zip(slots, keys, strict=True) if key in self._cold]
+        if known:
+            self._moved = True
+            self._thaw(known)
+        return slots
+
+    def _evict(self, slots: list[int]) -> None:
+        """Move streams from the device to host memory; beyond `streams_max` drop the longest idle ones."""
+        self._moved = True
+        for slot, state in zip(slots, self._states(slots), strict=True):
+            self._cold[self.table.remove(slot)] = state
+        self.evicted["capacity"] += len(slots)
+        while len(self._cold) > self.streams_max - self.table.capacity:
+            key, _ = self._cold.popitem(last=False)
+            self._dropped(key, "streams_max")
+
+    def drop_idle(self, now_s: float) -> None:
+        """Forget streams that nobody has written to for `idle_ttl_s`. Between batches."""
+        if not self._streams.idle_ttl_s:
+            return
+        for slot in self.table.idle_since(now_s - self._streams.idle_ttl_s):
+            self._dropped(self.table.remove(slot), "idle")
+
+    def _dropped(self, key: StreamKey, reason: str) -> None:
+        self.evicted[reason] += 1
+        self.checkpoint.forget(key)
+        self._tombstones.append(key)
+
+    def _in_order(
+        self, ticks: Ticks, slots: Slots, offsets: NDArray[np.int64]
+    ) -> tuple[Ticks, Slots, list[tuple[int, InvalidRecord]]]:
+        """Leave out what comes late or twice (refused), and what a restored state includes already."""
+        refused = list(ticks.refused)
+        keep = offsets[ticks.positions] > self.table.columns["offset"][slots]
+        ticks, slots = _select(ticks, slots, keep)
+        late_allowed = self.config.late == "step"
+        wrong = find_disorder(self.table, slots, ticks.time_s, ticks.sequence, late_allowed=late_allowed)
+        if wrong:
+            refused += [(int(ticks.positions[i]), error) for i, error in wrong]
+            keep = np.ones(len(slots), bool)
+            keep[[i for i, _ in wrong]] = False
+            ticks, slots = _select(ticks, slots, keep)
+        return ticks, slots, refused
+
+    def _touch(
+        self, slots: Slots, ticks: Ticks, records: Sequence[Record], offsets: NDArray[np.int64], now_s: float
+    ) -> None:
+        """Queue the batch's streams for the checkpoint, each with its first record."""
+        touched, first = np.unique(slots, return_index=True)
+        for i in np.sort(first):
+            key = self.table.keys[slots[i]]
+            assert key is not None
+            self.checkpoint.touch(key, int(offsets[ticks.positions[i]]), now_s)
+
+    def _inputs(self, ticks: Ticks, slots: Slots, order: Order) -> StepInputs:
+        before_s = np.empty(len(slots))
+        before_s[order.by_stream] = order.before_s
+        fresh = np.isneginf(before_s)
+        elapsed_s = np.where(fresh, 0.0, np.maximum(ticks.time_s - before_s, 0.0)).astype(np.float32)
+        return StepInputs(slots, fresh, ticks.values, ticks.features, ticks.time_s, elapsed_s)
+
+    def _answer(
+        self,
+        records: Sequence[Record],
+        ticks: Ticks,
+        slots: Slots,
+        order: Order,
+        numbers: NDArray[np.int64],
+        forecast: StepOutputs | None,
+        loud: NDArray[np.bool_],
+    ) -> Outcome:
+        """The outputs of the batch. Every record moves its stream's direction on; only loud ones are published."""
+        if forecast is None:
+            none = np.zeros(0)
+            empty = np.zeros(0, np.int8)
+            return Outcome([], [], [], none, none.astype(np.int64), none[:, None], None, empty, empty, 0)
+        way = signals.directions(forecast.up, forecast.down, self.config.signal.threshold)
+        signal_way = way[:, self.config.signal_target, self.config.signal_horizon]
+        publish = self._signalled(signal_way, slots, order) & loud
+        rows = np.flatnonzero(loud)
+        kept = [records[i] for i in ticks.positions[rows]]
+        outcome = Outcome(
+            outputs=[],
+            refused=[],
+            streams=[ticks.streams[i] for i in rows],
+            time_s=ticks.time_s[rows],
+            timestamp_ms=np.fromiter((record.timestamp for record in kept), np.int64, len(kept)),
+            values=ticks.values[rows],
+            forecast=_rows(forecast, rows),
+            directions=way[rows],
+            signals=signal_way[publish],
+            replayed=len(loud) - len(rows),
+        )
+        headers = [output_headers(record) for record in kept]
+        outcome.outputs.extend(self._forecast_outputs(outcome, kept, headers, ticks, slots, numbers, rows))
+        chosen = np.flatnonzero(publish[rows])
+        if len(chosen):
+            outcome.outputs.extend(self._signal_outputs(outcome, kept, headers, slots[rows], chosen))
+        return outcome
+
+    def _signalled(self, way: NDArray[np.int8], slots: Slots, order: Order) -> NDArray[np.bool_]:
+        """Which records' signals go out: [N]. Remembers each stream's newest direction."""
+        sorted_slots = slots[order.by_stream]
+        before = self.table.columns["direction"][sorted_slots]
+        changes = signals.changed(way, order.by_stream, order.first, before)
+        self.table.columns["direction"][sorted_slots[order.last]] = way[order.by_stream][order.last]
+        return changes if self.config.signal.publish == "changes" else np.ones(len(way), bool)
+
+    def _forecast_outputs(
+        self,
+        outcome: Outcome,
+        records: list[Record],
+        headers: list[list[tuple[str, bytes]]],
+        ticks: Ticks,
+        slots: Slots,
+        numbers: NDArray[np.int64],
+        rows: NDArray[np.int64],
+    ) -> Iterable[Output]:
+        assert outcome.forecast is not None
+        count = len(rows)
+        first_s = self.table.columns["first_s"][slots[rows]]
+        texts = [self.table.texts[slot] for slot in slots[rows]]
+        names = [signals.JSON_NAMES[way] for way in outcome.directions.reshape(-1).tolist()]
+        width = outcome.directions[0].size if count else 1
+        values = self._forecasts.encode(
+            ForecastColumns(
+                streams=texts,
+                time_s=outcome.time_s,
+                interval_s=usual_interval_s(numbers[rows], first_s, outcome.time_s),
+                sequence=numbers[rows].tolist(),
+                values=outcome.values,
+                quantiles=outcome.forecast.quantiles,
+                directions=[names[i : i + width] for i in range(0, len(names), width)],
+                probability=signals.probabilities(outcome.forecast.up, outcome.forecast.down),
+            )
+        )
+        topic = self._topics.forecast
+        partitions = self._partitions(topic, "forecast_partition", slots[rows])
+        return [
+            Output(topic, partition, stream.encode(), value, header, _timestamp(record))
+            for partition, stream, value, header, record in zip(
+                partitions, outcome.streams, values, headers, records, strict=True
+            )
+        ]
+
+    def _signal_outputs(
+        self,
+        outcome: Outcome,
+        records: list[Record],
+        headers: list[list[tuple[str, bytes]]],
+        slots: Slots,
+        chosen: NDArray[np.int64],
+    ) -> Iterable[Output]:
+        assert outcome.forecast is not None
+        target, horizon = self.config.signal_target, self.config.signal_horizon
+        median = self.config.quantiles.index(0.5)
+        forecast = outcome.forecast
+        value = outcome.values[chosen, target]
+        probability = signals.probabilities(forecast.up[chosen, target, horizon], forecast.down[chosen, target, horizon])
+        now = forecast.filled[chosen, target]
+        values = self._signals.encode(
+            SignalColumns(
+                streams=[self.table.texts[slot] for slot in slots[chosen]],
+                time_s=outcome.time_s[chosen],
+                directions=[signals.JSON_NAMES[way] for way in outcome.directions[chosen, target, horizon].tolist()],
+                probability=probability,
+                value=value,
+                expected_change=(forecast.quantiles[chosen, target, horizon, median] - now).astype(np.float32),
+            )
+        )
+        topic = self._topics.signal
+        partitions = self._partitions(topic, "signal_partition", slots[chosen])
+        return [
+            Output(topic, partition, outcome.streams[i].encode(), text, headers[i], _timestamp(records[i]))
+            for i, partition, text in zip(chosen.tolist(), partitions, values, strict=True)
+        ]
+
+    def _partitions(self, topic: str, column: str, slots: Slots) -> list[int | None]:
+        """The output partition of each record, worked out once for each stream."""
+        known = self.table.columns[column]
+        for slot in np.unique(slots[known[slots] < 0]).tolist():
+            key = self.table.keys[slot]
+            assert key is not None
+            partition = self._partition_of(topic, key.stream.encode())
+            if partition is None:
+                return [None] * len(slots)
+            known[slot] = partition
+        partitions: list[int | None] = known[slots].tolist()
+        return partitions
+
+    # ------------------------------------------------------------------ state
+
+    def _states(self, slots: list[int]) -> list[StateRow]:
+        if not slots:
+            return []
+        rows = self.engine.read(np.array(slots, np.int32))
+        states = []
+        for slot, row in zip(slots, rows, strict=True):
+            c = self.table.columns[slot]
+            states.append(
+                StateRow(
+                    layout=self._layout_checksum,
+                    offset=int(c["offset"]),
+                    newest_s=float(c["newest_s"]),
+                    first_s=float(c["first_s"]),
+                    sequence=int(c["sequence"]),
+                    count=int(c["count"]),
+                    direction=int(c["direction"]),
+                    row=row,
+                )
+            )
+        return states
+
+    def _thaw(self, known: list[tuple[int, StateRow]]) -> None:
+        """Put states back into slots: on the device and in the table."""
+        self.engine.write(np.array([slot for slot, _ in known], np.int32), np.stack([state.row for _, state in known]))
+        for slot, state in known:
+            for name in ("offset", "newest_s", "first_s", "sequence", "count", "direction"):
+                self.table.columns[name][slot] = getattr(state, name)
+
+    def _state_output(self, key: StreamKey, value: bytes | None) -> Output:
+        topic, partition = key.partition
+        return Output(self._topics.state(topic), partition, key.stream.encode(), value, [])
+
+    def assign(self, partition: TopicPartition, answered_offset: int) -> None:
+        """A partition is ours: its records before `answered_offset` have been answered."""
+        self._answered[partition] = answered_offset
+
+    def restore(self, partition: TopicPartition, records: Sequence[Record]) -> int:
+        """Take in written rows of a partition, in the state topic's order; how many did not fit.
+
+        Raises:
+            ModelMismatch: a row of another network, and the config says to refuse.
+        """
+        states: OrderedDict[StreamKey, StateRow | None] = OrderedDict()
+        misfits = 0
+        for record in records:
+            key = StreamKey(partition, (record.key or b"").decode())
+            state = self._readable(key, record.value)
+            misfits += state is None and record.value is not None
+            states[key] = state
+        for key in states:  # an earlier row of the same stream gives way
+            self._cold.pop(key, None)
+            for slot in self.table.find(partition, [key.stream]):
+                if slot >= 0:
+                    self.table.remove(slot)
+        alive = [(key, state) for key, state in states.items() if state is not None]
+        warm = alive[: self.table.free]
+        if warm:
+            self._thaw([(self.table.admit(key, orjson.dumps(key.stream)), state) for key, state in warm])
+        self._cold.update(alive[len(warm) :])
+        return misfits
+
+    def _readable(self, key: StreamKey, value: bytes | None) -> StateRow | None:
+        if value is None:
+            return None
+        try:
+            state = decode_state(value)
+            if state.layout != self._layout_checksum:
+                msg = f"made for another network (layout {state.layout:08x}, ours {self._layout_checksum:08x})"
+                raise ValueError(msg)
+        except ValueError as error:
+            if self._streams.state_mismatch == "refuse":
+                msg = (
+                    f"state of {key.stream} in {self._topics.state(key.partition.topic)}: {error}; "
+                    'begin it anew with [streams] state_mismatch = "cold"'
+                )
+                raise ModelMismatch(msg) from None
+            return None
+        # Ahead of what is answered: somebody set the group's offsets back. What follows is to be forecast anew.
+        return state if state.offset < self._answered.get(key.partition, state.offset + 1) else None
+
+    def drop(self, partition: TopicPartition) -> None:
+        """The partition is another instance's now, and its streams with it."""
+        for slot in list(self.table.slots_of(partition).values()):
+            self.table.remove(slot)
+        for key in [key for key in self._cold if key.partition == partition]:
+            del self._cold[key]
+        self._tombstones = [key for key in self._tombstones if key.partition != partition]
+        self.checkpoint.drop(partition)
+        self._answered.pop(partition, None)
+
+
+def _partition_runs(records: Sequence[Record]) -> list[tuple[TopicPartition, int, int]]:
+    """Where each partition's records stand in the poll: (partition, start, stop)."""
+    runs: list[tuple[TopicPartition, int, int]] = []
+    start = 0
+    for i in range(1, len(records) + 1):
+        a = records[i - 1]
+        if i == len(records) or records[i].partition != a.partition or records[i].topic != a.topic:
+            runs.append((TopicPartition(a.topic, a.partition), start, i))
+            start = i
+    return runs
+
+
+def _answered_before(
+    runs: list[tuple[TopicPartition, int, int]], offsets: NDArray[np.int64], answered: dict[TopicPartition, int]
+) -> NDArray[np.bool_]:
+    silent = np.zeros(len(offsets), bool)
+    for partition, start, stop in runs:
+        silent[start:stop] = offsets[start:stop] < answered.get(partition, 0)
+    return silent
+
+
+def _select(ticks: Ticks, slots: Slots, keep: NDArray[np.bool_]) -> tuple[Ticks, Slots]:
+    if keep.all():
+        return ticks, slots
+    rows = np.flatnonzero(keep)
+    sequence = None if ticks.sequence is None else ticks.sequence[rows]
+    streams = [ticks.streams[i] for i in rows]
+    kept = Ticks(
+        ticks.positions[rows], streams, ticks.time_s[rows], ticks.values[rows], ticks.features[rows], sequence, []
+    )
+    return kept, slots[rows]
+
+
+def _rows(forecast: StepOutputs, rows: NDArray[np.int64]) -> StepOutputs:
+    if len(rows) == len(forecast.filled):
+        return forecast
+    scores = Scores(*(column[rows] for column in forecast.scores))
+    return StepOutputs(*(column[rows] for column in forecast[:-1]), scores)
+
+
+def _timestamp(record: Record) -> int | None:
+    # The input's own, so that who reads a forecast sees how long it took; Kafka refuses one before 1970.
+    return record.timestamp if record.timestamp >= 0 else None

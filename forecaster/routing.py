@@ -1,0 +1,35 @@
+"""Which input a topic belongs to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from forecaster.config import InputConfig
+from forecaster.errors import InvalidConfig
+
+
+class Routes:
+    """Topic -> input: by name, else by the one pattern that matches it whole."""
+
+    def __init__(self, inputs: Sequence[InputConfig]) -> None:
+        self._names = {topic: each.name for each in inputs for topic in each.topics}
+        self._patterns = [(re.compile(each.pattern), each.name) for each in inputs if each.pattern is not None]
+
+    @property
+    def subscription(self) -> tuple[tuple[str, ...], str | None]:
+        """The topics to subscribe to, or (none of them, and) a pattern that matches them all."""
+        if not self._patterns:
+            return tuple(self._names), None
+        parts = [f"(?:{pattern.pattern})" for pattern, _ in self._patterns]
+        return (), "^(?:" + "|".join([*map(re.escape, self._names), *parts]) + ")$"
+
+    def input_of(self, topic: str) -> str:
+        """The name of the topic's input. Raises InvalidConfig where patterns disagree or none matches."""
+        if topic not in self._names:
+            names = [name for pattern, name in self._patterns if pattern.fullmatch(topic)]
+            if len(names) != 1:
+                msg = f"[[inputs]] pattern: {topic} matches {', '.join(names) or 'no input'}: expected exactly one"
+                raise InvalidConfig(msg)
+            self._names[topic] = names[0]
+        return self._names[topic]

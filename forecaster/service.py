@@ -1,0 +1,224 @@
+"""The daemon put together: models, compiled steps, HTTP server, Kafka, worker; in that order, and taken down backwards."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import msgspec
+
+from forecaster import log as logs
+from forecaster.config import Config, InputConfig
+from forecaster.errors import BrokerUnavailable, InvalidConfig
+from forecaster.health import Health
+from forecaster.kafka import KafkaSink, KafkaSource, partition_for_key
+from forecaster.log import event
+from forecaster.metrics import Metrics, new_registry
+from forecaster.model import registry
+from forecaster.model.layout import ROW_FORMAT
+from forecaster.model.registry import Model
+from forecaster.model.spec import NetworkSpec
+from forecaster.model.step import StepEngine
+from forecaster.observer import MetricsObserver
+from forecaster.pipeline import OutputTopics, Pipeline
+from forecaster.routing import Routes
+from forecaster.web import WebServer
+from forecaster.worker import Observer, Sink, Source, Worker
+
+log = logging.getLogger(__name__)
+
+UNTRAINED = "untrained"
+Progress = Callable[[str, int, int], None]
+
+
+def network_spec(config: InputConfig) -> NetworkSpec:
+    """The network that the config asks for."""
+    return NetworkSpec(
+        cell=config.network.cell,
+        units=config.network.units,
+        layers=config.network.layers,
+        targets=config.targets,
+        features=config.features,
+        categories=config.categories,
+        horizons=config.horizons,
+        quantiles=config.quantiles,
+        seasons=config.seasons,
+    )
+
+
+def load_model(config: InputConfig) -> Model:
+    """The input's weights: its champion, or an untrained network that forecasts the last value.
+
+    Raises:
+        ModelMismatch: no weights where the config says, or weights for another network.
+    """
+    spec = network_spec(config)
+    if config.model is None:
+        event(log, "no model configured: forecasts are the last value until `forecaster train`", input=config.name)
+        return registry.untrained(spec, UNTRAINED)
+    model = registry.load(Path(config.model))
+    registry.require_fit(model, spec, f"[[inputs]] {config.name} model {config.model}")
+    return model
+
+
+def state_checksum(spec: NetworkSpec) -> int:
+    """Tells rows of different networks apart: a state fits where everything that shapes it is the same."""
+    return zlib.crc32(msgspec.json.encode((ROW_FORMAT, spec)))
+
+
+class Engines(NamedTuple):
+    """One compiled step for each input, by its name."""
+
+    by_input: dict[str, StepEngine]
+
+    @classmethod
+    def compiled(cls, config: Config, progress: Progress | None = None) -> Engines:
+        """Load each input's weights and compile its step. `progress(what, done, of)`."""
+        engines = {}
+        for each in config.inputs:
+            engine = StepEngine(load_model(each), config.streams.capacity, config.device.device)
+            started_s = time.perf_counter()
+            name = each.name
+            engine.compile(None if progress is None else lambda done, of, name=name: progress(f"compile {name}", done, of))
+            seconds = round(time.perf_counter() - started_s, 1)
+            event(log, "compiled", input=name, model=engine.model.version, device=engine.device_name, seconds=seconds)
+            engines[name] = engine
+        return cls(engines)
+
+
+def build_pipelines(
+    config: Config, engines: Engines, partition_of: Callable[[str, bytes], int | None]
+) -> list[Pipeline]:
+    """One pipeline for each input."""
+    kafka = config.kafka
+    topics = OutputTopics(kafka.forecast_topic, kafka.signal_topic, kafka.dead_letter_topic, kafka.state_topic)
+    pipelines = []
+    for each in config.inputs:
+        engine = engines.by_input[each.name]
+        model = f"{each.name}@{engine.model.version}"
+        checksum = state_checksum(engine.model.spec)
+        pipelines.append(Pipeline(each, config.streams, engine, checksum, model, topics, partition_of))
+    return pipelines
+
+
+def build_worker(  # the parts that every run has: on Kafka, in memory, in the demo
+    config: Config,
+    pipelines: list[Pipeline],
+    source: Source,
+    sink: Sink,
+    observer: Observer,
+    health: Health,
+) -> Worker:
+    """The loop over these parts."""
+    routes = Routes(config.inputs)
+    by_name = {pipeline.config.name: pipeline for pipeline in pipelines}
+    return Worker(
+        source,
+        sink,
+        lambda topic: by_name[routes.input_of(topic)],
+        pipelines,
+        config.kafka.state_topic,
+        observer,
+        health,
+        config.kafka.poll_timeout_s,
+    )
+
+
+def declare_metrics(metrics: Metrics, config: Config, engines: Engines) -> None:
+    """Every series that the config can feed exists before the first record."""
+    for each in config.inputs:
+        metrics.declare_input(
+            each.name,
+            topics=each.topics,
+            horizons=each.horizons,
+            quantiles=each.quantiles,
+            signal_horizon=each.horizons[each.signal_horizon],
+        )
+        engine = engines.by_input[each.name]
+        model = each.model or UNTRAINED
+        metrics.set_model(each.name, model=model, version=engine.model.version, device=engine.device_name)
+
+
+def run(
+    config: Config,
+    stop: threading.Event,
+    *,
+    progress: Progress | None = None,
+    observe: Callable[[Observer], Observer] = lambda observer: observer,
+    started: Callable[[str, Health], None] = lambda url, health: None,
+) -> None:
+    """The daemon, until `stop` is set.
+
+    Args:
+        config: all of it.
+        stop: drain and return, within seconds.
+        progress: told what takes long before the daemon is ready.
+        observe: may put an observer of its own around the metrics'.
+        started: told the HTTP server's address and the health once they exist.
+
+    Raises:
+        Fatal: one line that says what to mend; the process should exit non-zero.
+    """
+    if config.kafka.sasl_password is not None:
+        logs.redact(config.kafka.sasl_password)
+    health = Health(("broker", "assignment", "restore"), stall_s=config.kafka.watchdog_timeout_s + 30.0)
+    registry_ = new_registry()
+    metrics = Metrics(registry_)
+    metrics.ready_when(lambda: health.ready)
+    with ExitStack() as stack:
+        server = stack.enter_context(WebServer(config.http.listen, health, metrics.exposition))
+        started(server.url, health)
+        event(log, "listening", http=server.url)
+        with health.waiting("compiling", 600.0):
+            engines = Engines.compiled(config, progress)
+        declare_metrics(metrics, config, engines)
+        source, sink = _connect(config, stop, health)
+        if source is None or sink is None:
+            return
+        pipelines = build_pipelines(
+            config, engines, lambda topic, key: partition_for_key(key, sink.partitions(topic))
+        )
+        exactly_once = config.kafka.processing_guarantee == "exactly-once"
+        observer = observe(MetricsObserver(metrics, engines.by_input, transactions=exactly_once))
+        worker = build_worker(config, pipelines, source, sink, observer, health)
+        event(log, "running", group=config.kafka.group_id, instance=config.kafka.instance)
+        worker.run(stop)
+        event(log, "drained")
+
+
+def _connect(config: Config, stop: threading.Event, health: Health) -> tuple[KafkaSource | None, KafkaSink | None]:
+    """The source and the sink; while no broker answers, wait and say so. Nones where `stop` came first."""
+    while not stop.is_set():
+        try:
+            source = KafkaSource(config.kafka, *Routes(config.inputs).subscription)
+            return source, KafkaSink(config.kafka, source)
+        except BrokerUnavailable as error:
+            wait_s = random.uniform(1.0, 3.0)  # noqa: S311 - jitter, not a secret
+            health.fail("broker", str(error))
+            event(log, "no broker yet", level=logging.WARNING, repeat_as="no broker", why=error, wait_s=round(wait_s, 1))
+            with health.waiting("the broker", wait_s + 120.0):
+                stop.wait(wait_s)
+    return None, None
+
+
+def stop_on_signals(stop: threading.Event) -> None:
+    """SIGTERM and SIGINT set `stop`; a second one ends the process at once, as it would have without us."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
+__all__ = ["Engines", "InvalidConfig", "build_pipelines", "build_worker", "load_model", "network_spec", "run"]

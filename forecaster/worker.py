@@ -1,0 +1,347 @@
+"""The daemon's loop: poll, step, publish, commit.
+
+One poll is one batch is one transaction. Whatever goes wrong on the way, the batch
+is undone, its records are read again, and no reader of committed records can tell.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from forecaster.errors import BrokerUnavailable, TransactionAborted
+from forecaster.health import Health
+from forecaster.log import event
+from forecaster.pipeline import Outcome, Pipeline
+from forecaster.records import Assigned, Commit, Output, Poll, Record, TopicPartition
+
+log = logging.getLogger(__name__)
+
+# How long the loop may stay with a restore before it polls again: polls keep the member in its group.
+RESTORE_SLICE_S = 0.2
+BACK_OFF_MIN_S, BACK_OFF_MAX_S = 0.1, 10.0
+IDLE_SWEEP_S = 60.0
+
+
+class StateReader(Protocol):
+    """The written state rows of one partition, in pieces."""
+
+    @property
+    def done(self) -> bool: ...
+    @property
+    def progress(self) -> tuple[int, int]: ...
+    def read(self, budget_s: float) -> Sequence[Record]: ...
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """Where records come from: kafka.py, or memory.py with no broker."""
+
+    def poll(self, timeout_s: float) -> Poll: ...
+    def pause(self, partitions: Iterable[TopicPartition]) -> None: ...
+    def resume(self, partition: TopicPartition, offset: int) -> None: ...
+    def rewind(self, offsets: Mapping[TopicPartition, int]) -> None: ...
+    def lag(self) -> dict[TopicPartition, int]: ...
+    def state_rows(self, partition: TopicPartition) -> StateReader: ...
+    def close(self) -> None: ...
+
+
+class Sink(Protocol):
+    """Where outputs go, all of a batch or none of it."""
+
+    def begin(self) -> None: ...
+    def send(self, outputs: Iterable[Output]) -> None: ...
+    def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None: ...
+    def abort(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Observer(Protocol):
+    """Who watches the worker: the metrics, the demo's display, a test."""
+
+    def polled(self, records: Sequence[Record]) -> None: ...
+    def stepped(self, pipeline: Pipeline, outcome: Outcome) -> None: ...
+    def committed(self, outcomes: Sequence[tuple[Pipeline, Outcome]], commit_seconds: float) -> None: ...
+    def aborted(self, error: Exception) -> None: ...
+    def moved(self, assigned: Sequence[TopicPartition], revoked: Sequence[TopicPartition], held: int) -> None: ...
+    def restored(self, partition: TopicPartition, rows: int, seconds: float) -> None: ...
+    def turned(self, pipelines: Iterable[Pipeline], lag: Mapping[TopicPartition, int]) -> None: ...
+
+
+class _Restore(NamedTuple):
+    """A partition that waits for its streams' states."""
+
+    assigned: Assigned
+    reader: StateReader
+    started_s: float
+
+
+class Worker:
+    """Owns the loop and every decision in it."""
+
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        pipeline_of: Callable[[str], Pipeline],
+        pipelines: Sequence[Pipeline],
+        state_topic: Callable[[str], str],
+        observer: Observer,
+        health: Health,
+        poll_timeout_s: float = 0.5,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`pipeline_of` names the pipeline of an input topic, `state_topic` the topic of its states."""
+        self._source = source
+        self._sink = sink
+        self._pipeline_of = pipeline_of
+        self._pipelines = pipelines
+        self._state_topic = state_topic
+        self._observer = observer
+        self._health = health
+        self._poll_timeout_s = poll_timeout_s
+        self._clock = clock
+        self._commits: dict[TopicPartition, Commit] = {}  # as committed: what a restart would find
+        self._restores: dict[TopicPartition, _Restore] = {}
+        self._restored_rows: dict[TopicPartition, int] = {}
+        self._failures = 0
+        self._swept_s = clock()
+
+    def run(self, stop: threading.Event) -> None:
+        """Turn until `stop` is set; then drain.
+
+        Raises:
+            Fatal: nothing that waiting could mend. The batch at hand is not committed.
+        """
+        while not stop.is_set():
+            try:
+                self.turn()
+            except (BrokerUnavailable, TransactionAborted) as error:
+                self._back_off(error, stop)
+        self._drain()
+
+    def turn(self) -> bool:
+        """One turn of the loop: at most one batch, committed whole. False when there was nothing to do."""
+        poll = self._source.poll(0.0 if self._restores else self._poll_timeout_s)
+        self._health.ok("broker")
+        self._follow(poll)
+        self._restore()
+        self._sweep()
+        worked = bool(poll.records) or self._flush_is_due()
+        if worked:
+            self._handle(poll.records)
+        self._failures = 0
+        self._health.progress()
+        self._observer.turned(self._pipelines, self._source.lag())
+        return worked
+
+    # ------------------------------------------------------------------ a batch
+
+    def _handle(self, records: Sequence[Record]) -> None:
+        """Make one batch visible, all or nothing.
+
+        1. Step every record; 2. send what follows, and the state rows that are due;
+        3. commit with the offsets; 4. only then believe it. A failure before 4 undoes
+        1, and the records are read again.
+        """
+        try:
+            outcomes = self._process(records)
+            seconds = self._publish(records, outcomes)
+        except (BrokerUnavailable, TransactionAborted) as error:
+            self._undo(records, error)
+            raise
+        for pipeline in self._pipelines:
+            pipeline.settle()
+        self._observer.committed(outcomes, seconds)
+
+    def _process(self, records: Sequence[Record]) -> list[tuple[Pipeline, Outcome]]:
+        self._observer.polled(records)
+        batches: dict[str, list[Record]] = {}
+        for record in records:
+            batches.setdefault(record.topic, []).append(record)
+        by_pipeline: dict[int, list[Record]] = {}
+        for topic, batch in batches.items():
+            by_pipeline.setdefault(self._pipelines.index(self._pipeline_of(topic)), []).extend(batch)
+        outcomes = []
+        for index, batch in by_pipeline.items():
+            pipeline = self._pipelines[index]
+            outcome = pipeline.process(batch, self._clock())
+            self._observer.stepped(pipeline, outcome)
+            outcomes.append((pipeline, outcome))
+        return outcomes
+
+    def _publish(self, records: Sequence[Record], outcomes: Sequence[tuple[Pipeline, Outcome]]) -> float:
+        """Send and commit; how many seconds that took."""
+        started_s = time.perf_counter()
+        now_s = self._clock()
+        outputs = [output for _, outcome in outcomes for output in outcome.outputs]
+        for pipeline in self._pipelines:
+            outputs += pipeline.state_outputs(now_s)
+        commits = self._next_commits(records)
+        if outputs or commits:
+            self._sink.begin()
+            self._sink.send(outputs)
+            self._sink.commit(commits)
+            self._commits |= commits
+        return time.perf_counter() - started_s
+
+    def _next_commits(self, records: Sequence[Record]) -> dict[TopicPartition, Commit]:
+        """How far each partition is answered after these records, where that is news."""
+        offsets = {partition: commit.offset for partition, commit in self._commits.items()}
+        for record in records:
+            partition = TopicPartition(record.topic, record.partition)
+            # A replayed record was answered before: the answered offset never goes back.
+            offsets[partition] = max(offsets.get(partition, 0), record.offset + 1)
+        news = {}
+        for partition, offset in offsets.items():
+            if partition not in self._restores:
+                checkpoint = self._pipeline_of(partition.topic).checkpoint
+                commit = Commit(offset, min(offset, checkpoint.replay_offset(partition, offset)))
+                if commit != self._commits.get(partition):
+                    news[partition] = commit
+        return news
+
+    def _flush_is_due(self) -> bool:
+        return any(pipeline.flush_is_due(self._clock()) for pipeline in self._pipelines)
+
+    def _undo(self, records: Sequence[Record], error: Exception) -> None:
+        """Nothing of this batch happened: not in the streams' states, not in the topics, not in the offsets."""
+        self._observer.aborted(error)
+        first: dict[TopicPartition, int] = {}
+        for record in records:
+            first.setdefault(TopicPartition(record.topic, record.partition), record.offset)
+        self._source.rewind(first)
+        undone = [pipeline.undo() for pipeline in self._pipelines]
+        if not all(undone):
+            # A stream moved between the tiers or was dropped: what is committed is the way back.
+            for partition, commit in list(self._commits.items()):
+                if not undone[self._pipelines.index(self._pipeline_of(partition.topic))]:
+                    self._begin_restore(Assigned(partition, commit.offset, commit.replay_offset))
+        self._sink.abort()
+
+    def _back_off(self, error: Exception, stop: threading.Event) -> None:
+        """Wait a little longer each time, never in step with other instances."""
+        self._failures += 1
+        limit_s = min(BACK_OFF_MAX_S, BACK_OFF_MIN_S * 2.0 ** min(self._failures, 20))
+        wait_s = random.uniform(limit_s / 2, limit_s)  # noqa: S311 - jitter, not a secret
+        self._health.fail("broker", str(error))
+        event(
+            log,
+            "trying again",
+            level=logging.WARNING,
+            repeat_as="trying again",
+            why=error,
+            wait_s=round(wait_s, 2),
+            failures=self._failures,
+        )
+        with self._health.waiting(f"the broker: {error}", wait_s + 30.0):
+            stop.wait(wait_s)
+
+    def _drain(self) -> None:
+        """Every batch is committed: write the states that wait, so that the next start replays little; leave."""
+        try:
+            if not self._restores:
+                self._handle_flush()
+        except (BrokerUnavailable, TransactionAborted) as error:
+            # Nothing is lost: a restart replays from the last marker.
+            event(log, "states not written on the way out", level=logging.WARNING, why=str(error))
+        self._sink.close()
+        self._source.close()
+
+    def _handle_flush(self) -> None:
+        outputs = [o for pipeline in self._pipelines for o in pipeline.state_outputs(self._clock(), everything=True)]
+        commits = self._next_commits([])
+        if outputs or commits:
+            self._sink.begin()
+            self._sink.send(outputs)
+            self._sink.commit(commits)
+
+    def _sweep(self) -> None:
+        now_s = self._clock()
+        if now_s - self._swept_s >= IDLE_SWEEP_S:
+            self._swept_s = now_s
+            for pipeline in self._pipelines:
+                pipeline.drop_idle(now_s)
+
+    # ------------------------------------------------------------------ partitions
+
+    def _follow(self, poll: Poll) -> None:
+        """Partitions come and go: their streams' states come and go with them."""
+        for partition in poll.revoked:
+            self._commits.pop(partition, None)
+            restore = self._restores.pop(partition, None)
+            if restore is not None:
+                restore.reader.close()
+            self._pipeline_of(partition.topic).drop(partition)
+        for assigned in poll.assigned:
+            self._begin_restore(assigned)
+        if poll.assigned or poll.revoked:
+            gained = [assigned.partition for assigned in poll.assigned]
+            self._observer.moved(gained, poll.revoked, len(self._commits))
+            event(
+                log,
+                "partitions",
+                gained=", ".join(map(str, gained)) or "none",
+                lost=", ".join(map(str, poll.revoked)) or "none",
+                held=len(self._commits),
+            )
+            self._health.ok("assignment")
+
+    def _begin_restore(self, assigned: Assigned) -> None:
+        partition = assigned.partition
+        pipeline = self._pipeline_of(partition.topic)
+        pipeline.drop(partition)
+        pipeline.assign(partition, assigned.offset)
+        self._commits[partition] = Commit(assigned.offset, assigned.replay_offset)
+        self._source.pause([partition])
+        old = self._restores.pop(partition, None)
+        if old is not None:
+            old.reader.close()
+        state = TopicPartition(self._state_topic(partition.topic), partition.partition)
+        self._restores[partition] = _Restore(assigned, self._source.state_rows(state), time.perf_counter())
+        self._restored_rows[partition] = 0
+
+    def _restore(self) -> None:
+        """Read on in the states of newly assigned partitions, for a slice of time; start those that are complete."""
+        deadline_s = time.perf_counter() + RESTORE_SLICE_S
+        for partition, restore in list(self._restores.items()):
+            pipeline = self._pipeline_of(partition.topic)
+            while not restore.reader.done and time.perf_counter() < deadline_s:
+                rows = restore.reader.read(max(0.0, deadline_s - time.perf_counter()))
+                misfits = pipeline.restore(partition, rows)
+                self._restored_rows[partition] += len(rows)
+                if misfits:
+                    event(log, "states begun anew", level=logging.WARNING, partition=partition, streams=misfits)
+            if restore.reader.done:
+                self._finish_restore(partition, restore)
+        if self._restores:
+            parts = (f"{p}: {_percent(*r.reader.progress)} of the states read" for p, r in self._restores.items())
+            self._health.fail("restore", "; ".join(parts))
+        else:
+            self._health.ok("restore")
+
+    def _finish_restore(self, partition: TopicPartition, restore: _Restore) -> None:
+        restore.reader.close()
+        del self._restores[partition]
+        assigned = restore.assigned
+        self._source.resume(partition, assigned.replay_offset)
+        seconds = time.perf_counter() - restore.started_s
+        rows = self._restored_rows.pop(partition)
+        self._observer.restored(partition, rows, seconds)
+        event(
+            log,
+            "restored",
+            partition=partition,
+            rows=rows,
+            seconds=round(seconds, 2),
+            replay=assigned.offset - assigned.replay_offset,
+            offset=assigned.offset,
+        )
+
+
+def _percent(position: int, end: int) -> str:
+    return f"{100 * position / end:.0f} %" if end else "100 %"
