@@ -1,0 +1,169 @@
+"""Every option of every client, once, with its reason; the defaults that suit us are not repeated.
+
+Never a key or value deserializer: an exception in one wedges its partition for ever
+(the client cannot step over the record), and a poison record is ours to judge.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.partitioner.default import murmur2
+
+from forecaster.kafka.failures import connecting, translated
+
+if TYPE_CHECKING:
+    from forecaster.config import KafkaConfig
+
+# A broker that is there answers in milliseconds; the worker retries with its own backoff and says so.
+BOOTSTRAP_TIMEOUT_S = 5.0
+# The client's own pause after a failed try. On a transactional producer each retried request sleeps so long on
+# the thread that sends: the default (100 ms) would be most of a transaction whenever the coordinator is busy.
+RETRY_BACKOFF_MS = 15
+# How long a send may wait for a topic's metadata, and init_transactions for its coordinator.
+BLOCK_MAX_S = 15.0
+
+
+def partition_for_key(key: bytes, count: int) -> int:
+    """The partition that Kafka's default partitioner (Java's, murmur2) gives this key among `count`."""
+    return int((murmur2(key) & 0x7FFFFFFF) % count)
+
+
+def group_consumer(config: KafkaConfig) -> Any:
+    """The consumer that joins the group."""
+    return _consumer(
+        config,
+        group_id=config.group_id,
+        # A static member: a restart within session_timeout_s takes its partitions up again with no rebalance,
+        # and the broker fences whoever still runs under the same name.
+        group_instance_id=config.instance,
+        # Cooperative: whoever keeps a partition keeps its state in memory. Under an eager assignor every
+        # rebalance would make every instance restore every stream. In both, nothing is consumed meanwhile.
+        partition_assignment_strategy=[CooperativeStickyAssignor],
+        session_timeout_ms=_ms(config.session_timeout_s),
+        # Three tries within a session.
+        heartbeat_interval_ms=min(3_000, _ms(config.session_timeout_s) // 3),
+        max_poll_interval_ms=_ms(config.max_poll_interval_s),
+        max_poll_records=config.poll_records_max,
+        # Also makes OffsetFetch ask for stable offsets (require_stable), so that a partition is never taken
+        # up at an offset that a transaction still open is about to move.
+        isolation_level="read_committed",
+    )
+
+
+def plain_consumer(config: KafkaConfig, *, committed: bool) -> Any:
+    """A consumer of no group, for partitions given to it."""
+    return _consumer(
+        config,
+        group_id=None,
+        isolation_level="read_committed" if committed else "read_uncommitted",
+        max_poll_records=config.poll_records_max,
+    )
+
+
+def _consumer(config: KafkaConfig, **options: Any) -> Any:
+    with connecting(config):
+        return KafkaConsumer(
+            **_connection(config),
+            **options,
+            enable_auto_commit=False,  # offsets go with the outputs, or not at all
+            # Where to begin is ours to say (KafkaSource); this is only for records that retention has deleted
+            # under us: the oldest that is left loses the least.
+            auto_offset_reset="earliest",
+            # A fetch in flight holds back a partition that was just resumed: half of the default halves that wait.
+            fetch_max_wait_ms=250,
+            # What is fetched ahead is memory: the default is 50 MB for each broker.
+            fetch_max_bytes=16 * 1024 * 1024,
+            check_crcs=True,  # with the crc32c package it costs 2 %
+            allow_auto_create_topics=False,  # a misspelt topic is an error, not a new topic
+            retry_backoff_ms=100,
+            metrics_enabled=False,  # its sensors cost CPU on every fetch; ours are in metrics.py
+        )
+
+
+def producer(config: KafkaConfig) -> Any:
+    """The producer; with init_transactions done where the guarantee is exactly-once.
+
+    That call ends whatever a former life left open under the same transactional id.
+    """
+    options: dict[str, Any] = {}
+    if config.processing_guarantee == "exactly-once":
+        options["transactional_id"] = config.client_id
+        options["transaction_timeout_ms"] = _ms(config.transaction_timeout_s)
+    with connecting(config):
+        made = KafkaProducer(
+            **_connection(config),
+            **options,
+            acks="all",
+            enable_idempotence=True,
+            compression_type=None if config.compression == "none" else config.compression,
+            # A poll's outputs for one partition in one batch; under the broker's message.max.bytes (1 MB), which
+            # is checked against the whole batch.
+            batch_size=512 * 1024,
+            # Batches leave when they are full or when commit() flushes: sent any earlier, the sending thread
+            # would take the interpreter from the thread that fills them.
+            linger_ms=1_000,
+            # The topic's own limit decides, and the broker says so.
+            max_request_size=16 * 1024 * 1024,
+            # Above transaction_timeout_ms: a batch that expires inside a transaction does not abort it.
+            delivery_timeout_ms=_ms(max(config.delivery_timeout_s, config.transaction_timeout_s + 5.0)),
+            max_block_ms=_ms(min(BLOCK_MAX_S, config.request_timeout_s)),
+            retry_backoff_ms=RETRY_BACKOFF_MS,
+            allow_auto_create_topics=False,
+            metrics_enabled=False,  # its sensors cost CPU on every batch
+        )
+    if options:
+        try:
+            with translated(config):
+                made.init_transactions()
+        except BaseException:
+            discard(made)
+            raise
+    return made
+
+
+def discard(made: Any) -> None:
+    """Give a producer up at once, whatever it still holds.
+
+    close() alone flushes first, and where that fails it leaves the sending thread
+    running, still trying. force_close is not public, but nothing public ends that thread.
+    """
+    made._sender.force_close()  # noqa: SLF001
+    try:
+        made.close(timeout=1)
+    except Exception as error:  # noqa: BLE001 - whatever it says, this producer is gone
+        del error
+
+
+def admin(config: KafkaConfig) -> Any:
+    """A client for topics and groups. Close it."""
+    with connecting(config):
+        return KafkaAdminClient(**_connection(config), retry_backoff_ms=100)
+
+
+def _connection(config: KafkaConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "bootstrap_servers": config.bootstrap_servers.split(","),
+        "client_id": config.client_id,
+        "security_protocol": config.security_protocol,
+        "request_timeout_ms": _ms(config.request_timeout_s),
+        "bootstrap_timeout_ms": _ms(BOOTSTRAP_TIMEOUT_S),
+        # The default (30 s) would have the daemon asleep long after its broker is back.
+        "reconnect_backoff_max_ms": 1_000,
+        # A broker that moved is found again within a minute.
+        "metadata_max_age_ms": 60_000,
+        "ssl_cafile": config.ssl_cafile,
+        "ssl_certfile": config.ssl_certfile,
+        "ssl_keyfile": config.ssl_keyfile,
+    }
+    if config.security_protocol.startswith("SASL"):
+        options["sasl_mechanism"] = config.sasl_mechanism
+        options["sasl_plain_username"] = config.sasl_username
+        options["sasl_plain_password"] = config.sasl_password
+    return options
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

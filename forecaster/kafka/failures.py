@@ -1,0 +1,209 @@
+"""kafka-python's errors, turned into what the daemon does about them.
+
+The client retries most trouble by itself and says why only in its own log: a wrong
+password, a bad certificate and a broker that is away all end as "unable to
+bootstrap". So while a client is being built, its log is listened to for the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kafka import errors
+
+from forecaster.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    Fatal,
+    Fenced,
+    ForecasterError,
+    TransactionAborted,
+)
+
+if TYPE_CHECKING:
+    from forecaster.config import KafkaConfig
+
+# Where the client says why a connection failed.
+_CONNECTION_LOG = logging.getLogger("kafka.net")
+
+_FENCED = (errors.ProducerFencedError, errors.InvalidProducerEpochError, errors.FencedInstanceIdError)
+
+# Somebody else has the partition now, or the group is changing hands: the batch is not ours to commit.
+_NOT_OURS = (
+    errors.CommitFailedError,
+    errors.RebalanceInProgressError,
+    errors.IllegalGenerationError,
+    errors.UnknownMemberIdError,
+)
+
+_AWAY = (errors.RetriableError, errors.BrokerNotAvailableError, errors.UnknownBrokerIdError)
+
+
+def translate(error: Exception, config: KafkaConfig, *, in_transaction: bool = False) -> ForecasterError:
+    """Our error for one of the client's.
+
+    Args:
+        error: what the client raised, or what one of its futures holds.
+        config: names the settings that the message tells to mend.
+        in_transaction: the trouble is one batch's, and giving that batch up mends it.
+    """
+    error = _cause(error)
+    refusal = _refusal(error, config)
+    if refusal:
+        return BrokerRefused(refusal)
+    if isinstance(error, _FENCED):
+        return Fenced(
+            f"fenced: another daemon of group {config.group_id} runs as instance {config.instance}, or this one"
+            f" slept past transaction_timeout_s; give each its own [kafka] instance"
+        )
+    if in_transaction or isinstance(error, _NOT_OURS):
+        return TransactionAborted(f"transaction given up: {_one_line(error)}")
+    if isinstance(error, _AWAY):
+        return BrokerUnavailable(f"no answer from {config.bootstrap_servers}: {_one_line(error)}")
+    return Fatal(f"Kafka client: {_one_line(error)}")
+
+
+@contextlib.contextmanager
+def translated(config: KafkaConfig, *, in_transaction: bool = False) -> Iterator[None]:
+    """Run a block of client calls; only our errors come out."""
+    try:
+        yield
+    except errors.KafkaError as error:
+        raise translate(error, config, in_transaction=in_transaction) from error
+
+
+@contextlib.contextmanager
+def connecting(config: KafkaConfig) -> Iterator[None]:
+    """Build a client inside: when it cannot connect, the reason is what its log said last.
+
+    Raises:
+        BrokerRefused: wrong password, wrong certificate, wrong protocol.
+        BrokerUnavailable: nobody there, or no answer in time.
+    """
+    listener = _Listener()
+    level, propagate = _CONNECTION_LOG.level, _CONNECTION_LOG.propagate
+    # Its own handlers are left out meanwhile: the one line that we raise says it all.
+    _CONNECTION_LOG.setLevel(logging.WARNING)
+    _CONNECTION_LOG.propagate = False
+    _CONNECTION_LOG.addHandler(listener)
+    try:
+        yield
+    except (errors.KafkaError, OSError) as error:
+        # OSError: a certificate file that cannot be read.
+        raise _cannot_connect(error, listener.reason, config) from error
+    finally:
+        _CONNECTION_LOG.removeHandler(listener)
+        _CONNECTION_LOG.setLevel(level)
+        _CONNECTION_LOG.propagate = propagate
+
+
+class _Listener(logging.Handler):
+    """Keeps why the last connection failed; of two reasons the one that names a cause wins."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.reason = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for argument in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(argument, Exception) and str(argument):
+                told = _one_line(argument)
+                if _credentials_or_certificate(told) or not _credentials_or_certificate(self.reason):
+                    self.reason = told
+
+
+def _credentials_or_certificate(reason: str) -> bool:
+    lowered = reason.lower()
+    return any(word in lowered for word in ("sasl", "authenticat", "certificate", "ssl"))
+
+
+def _cannot_connect(error: Exception, reason: str, config: KafkaConfig) -> ForecasterError:
+    refusal = _refusal(_cause(error), config)
+    if refusal:
+        return BrokerRefused(refusal)
+    where = f"{config.bootstrap_servers} ({config.security_protocol})"
+    if isinstance(error, OSError):
+        return BrokerRefused(f"cannot read the TLS files for {where}: {_one_line(error)}; check [kafka] ssl_*file")
+    lowered = reason.lower()
+    if "sasl" in lowered or "authenticat" in lowered:
+        return BrokerRefused(
+            f"{where} refused user {config.sasl_username}: {reason}; check [kafka] sasl_username, its password"
+            f" and sasl_mechanism"
+        )
+    if "certificate" in lowered or "ssl" in lowered:
+        return BrokerRefused(f"no TLS with {where}: {reason}; check [kafka] security_protocol and ssl_cafile")
+    return BrokerUnavailable(f"no broker answers at {where}: {reason or _one_line(error)}")
+
+
+def _refusal(error: Exception, config: KafkaConfig) -> str | None:
+    """One line for what only a person can mend, None for everything else."""
+    group, topics = config.group_id, _topics(error)
+    lines: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+        (
+            errors.SaslAuthenticationFailedError,
+            f"{config.bootstrap_servers} refused user {config.sasl_username}: check [kafka] sasl_username and its"
+            " password",
+        ),
+        (
+            (errors.UnsupportedSaslMechanismError, errors.IllegalSaslStateError),
+            f"the broker does not take {config.sasl_mechanism}: check [kafka] sasl_mechanism",
+        ),
+        (errors.TopicAuthorizationFailedError, f"not authorised to use topic {topics}: its ACLs must allow this user"),
+        (errors.GroupAuthorizationFailedError, f"not authorised to join group {group}: its ACLs must allow READ"),
+        (
+            errors.TransactionalIdAuthorizationFailedError,
+            f"not authorised to use transactional id {config.client_id}: its ACLs must allow WRITE",
+        ),
+        (errors.ClusterAuthorizationFailedError, "not authorised by the cluster: its ACLs must allow this user"),
+        (
+            errors.UnknownTopicOrPartitionError,
+            f"topic {topics} or a partition of it does not exist: forecaster topics create",
+        ),
+        (errors.InvalidTopicError, f"topic {topics} has a name that Kafka does not take"),
+        (
+            (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError),
+            "an output is larger than its topic takes: raise the topic's max.message.bytes",
+        ),
+        (
+            errors.InvalidTransactionTimeoutError,
+            "[kafka] transaction_timeout_s is above the broker's transaction.max.timeout.ms",
+        ),
+        (
+            errors.InvalidSessionTimeoutError,
+            "[kafka] session_timeout_s is outside of the broker's group.min/max.session.timeout.ms",
+        ),
+        (
+            errors.InconsistentGroupProtocolError,
+            f"group {group} has members that are no forecasters: choose another [kafka] group_id",
+        ),
+        (errors.GroupMaxSizeReachedError, f"group {group} is full: raise the broker's group.max.size"),
+        (errors.UnsupportedVersionError, "the broker is too old: exactly-once needs Kafka 2.5 or newer"),
+    )
+    for kinds, line in lines:
+        if isinstance(error, kinds):
+            return line
+    return None
+
+
+def _topics(error: Exception) -> str:
+    named = error.args[0] if error.args else ""
+    if isinstance(named, set | frozenset | list | tuple):
+        return ", ".join(sorted(map(str, named)))
+    return str(named)
+
+
+def _cause(error: Exception) -> Exception:
+    """The client wraps a first error in a bare KafkaError: what stands inside says more."""
+    while type(error) is errors.KafkaError:
+        inner = [argument for argument in error.args if isinstance(argument, Exception)]
+        if not inner:
+            return error
+        error = inner[0]
+    return error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

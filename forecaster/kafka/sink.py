@@ -1,0 +1,212 @@
+"""Outputs and offsets into Kafka, all or nothing.
+
+kafka-python's transactions, read in its source and seen on a live broker, need guards:
+
+- A batch that expires inside a transaction does not abort it: the commit succeeds
+  with that batch missing. So every send's future is kept and looked at before it.
+- Offsets of an aborted transaction stay in the producer and leak into its next one,
+  so after any abort the producer is thrown away.
+- A producer whose epoch was bumped on the way reports a commit that never was. So a
+  changed epoch counts as an abort.
+- commit_transaction() and send_offsets_to_transaction() wait without a limit, so they
+  run on a thread of their own with a deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kafka import errors
+from kafka.structs import OffsetAndMetadata
+from kafka.structs import TopicPartition as ClientPartition
+
+from forecaster.errors import BrokerUnavailable, Fatal, Fenced, TransactionAborted
+from forecaster.kafka import clients
+from forecaster.kafka.failures import translate, translated
+from forecaster.kafka.source import encode_replay_offset
+from forecaster.kafka.topics import describe_topics
+from forecaster.records import Commit, Output, TopicPartition
+
+if TYPE_CHECKING:
+    from forecaster.config import KafkaConfig
+    from forecaster.kafka.source import KafkaSource
+
+log = logging.getLogger(__name__)
+
+# Longer than any commit on a healthy broker by three orders of magnitude: then it is worth a line in the log.
+SAY_SO_AFTER_S = 5.0
+
+
+class KafkaSink:
+    """One transaction for each poll (exactly-once), or a flush and then the offsets (at-least-once).
+
+    Raises:
+        BrokerUnavailable: the producer could not be made just now.
+        BrokerRefused, Fenced: see errors.py.
+    """
+
+    def __init__(self, config: KafkaConfig, source: KafkaSource) -> None:
+        self._config = config
+        self._source = source
+        self._transactional = config.processing_guarantee == "exactly-once"
+        self._partitions: dict[str, int] = {}
+        self._futures: list[Any] = []
+        self._identity: object = None
+        self._producer: Any = clients.producer(config)
+
+    def begin(self) -> None:
+        """Open a transaction, with a new producer where the last one was given up."""
+        assert not self._futures
+        if self._producer is None:
+            self._producer = clients.producer(self._config)
+        if not self._transactional:
+            return
+        self._identity = self._producer_identity()
+        with translated(self._config, in_transaction=True):
+            self._producer.begin_transaction()
+
+    def send(self, outputs: Iterable[Output]) -> None:
+        """Hand the outputs to the producer. Nothing is promised before commit()."""
+        send, keep = self._producer.send, self._futures.append
+        with translated(self._config, in_transaction=True):
+            for topic, partition, key, value, headers, timestamp_ms in outputs:
+                keep(send(topic, value, key, headers, partition, timestamp_ms))
+
+    def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
+        """Make the batch visible, all or nothing.
+
+        1. Flush, and look at every send's future.
+        2. Send the offsets, with the group membership that the last poll saw.
+        3. Commit, and see that the producer is still who it was at begin().
+
+        A crash before 3 leaves nothing that a read_committed reader can see.
+
+        Raises:
+            TransactionAborted: nothing of it will be seen; call abort(), undo, rewind.
+            Fatal: the commit did not come back in time and nobody knows its outcome; a restart finds out.
+        """
+        self._flush()
+        self._check_futures()
+        if self._transactional:
+            self._commit_transaction(offsets)
+        else:
+            self._source.commit(_client_offsets(offsets))
+        self._futures.clear()
+
+    def abort(self) -> None:
+        """Give the open transaction up. The next one has a new producer.
+
+        The new producer's init_transactions aborts what this one left open. Where the
+        broker is away that is begin()'s to try again.
+        """
+        self._futures.clear()
+        if self._producer is not None:
+            clients.discard(self._producer)
+            self._producer = None
+        try:
+            self._producer = clients.producer(self._config)
+        except BrokerUnavailable as error:
+            log.warning("%s", error)
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions the topic has; asked once."""
+        if topic not in self._partitions:
+            self._partitions[topic] = describe_topics(self._config, [topic])[topic].partitions
+        return self._partitions[topic]
+
+    def close(self) -> None:
+        """Give up what is open, within a second or so."""
+        if self._producer is not None:
+            clients.discard(self._producer)
+            self._producer = None
+
+    def _flush(self) -> None:
+        """Wait for every send to end, one way or the other; bounded by the delivery timeout."""
+        deadline = time.monotonic() + self._config.watchdog_timeout_s
+        while True:
+            try:
+                self._producer.flush(timeout=SAY_SO_AFTER_S)
+            except errors.KafkaTimeoutError:
+                pass
+            except errors.UnknownError:
+                continue  # a batch was split in two and its halves are on their way
+            if all(future.is_done for future in self._futures):
+                return
+            if time.monotonic() > deadline:
+                raise TransactionAborted(f"{len(self._futures)} outputs not taken by the broker in time")
+            log.warning("waiting for %s to take %d outputs", self._config.bootstrap_servers, len(self._futures))
+
+    def _check_futures(self) -> None:
+        for future in self._futures:
+            if future.exception is not None:
+                raise translate(future.exception, self._config, in_transaction=True) from future.exception
+
+    def _commit_transaction(self, offsets: Mapping[TopicPartition, Commit]) -> None:
+        producer, membership = self._producer, self._source.membership
+        if offsets and membership.generation_id < 0:
+            # With no generation the broker could not tell us from a zombie, and would take the offsets.
+            raise TransactionAborted("the group no longer counts this daemon as a member")
+
+        def send_offsets() -> None:
+            producer.send_offsets_to_transaction(_client_offsets(offsets), membership)
+
+        if offsets:
+            self._within_deadline(send_offsets, "the offsets")
+        if self._producer_identity() != self._identity:
+            raise TransactionAborted("the producer's epoch changed inside the transaction")
+        self._within_deadline(producer.commit_transaction, "the commit")
+        if self._producer_identity() != self._identity:
+            raise TransactionAborted("the producer's epoch changed inside the transaction")
+
+    def _within_deadline(self, call: Callable[[], None], what: str) -> None:
+        failure: list[Exception] = []
+
+        def run() -> None:
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001 - carried over to the caller's thread
+                failure.append(error)
+
+        thread = threading.Thread(target=run, name="kafka-commit", daemon=True)
+        thread.start()
+        deadline = time.monotonic() + self._config.watchdog_timeout_s
+        while thread.is_alive():
+            thread.join(SAY_SO_AFTER_S)
+            if not thread.is_alive():
+                break
+            if time.monotonic() > deadline:
+                raise Fatal(
+                    f"{self._config.bootstrap_servers} did not answer {what} within"
+                    f" {self._config.watchdog_timeout_s:.0f} s: its outcome is unknown, a restart finds it out"
+                )
+            log.warning("waiting for %s to answer %s", self._config.bootstrap_servers, what)
+        if failure:
+            raise self._failed(failure[0], what) from failure[0]
+
+    def _failed(self, error: Exception, what: str) -> Exception:
+        if not isinstance(error, errors.KafkaError):
+            return error
+        ours = translate(error, self._config, in_transaction=True)
+        if what == "the commit" and not isinstance(ours, Fenced) and self._fatal():
+            # The end was asked for and the answer was no known one: it may have been done.
+            return Fatal(f"the commit failed in an unknown way, a restart finds its outcome out: {ours}")
+        return ours
+
+    def _fatal(self) -> bool:
+        return bool(self._producer._transaction_manager.has_fatal_error())  # noqa: SLF001
+
+    def _producer_identity(self) -> object:
+        """(producer id, epoch). Not public, and nothing public says it."""
+        current = self._producer._transaction_manager.producer_id_and_epoch  # noqa: SLF001
+        return (current.producer_id, current.epoch)
+
+
+def _client_offsets(offsets: Mapping[TopicPartition, Commit]) -> dict[Any, Any]:
+    return {
+        ClientPartition(*partition): OffsetAndMetadata(commit.offset, encode_replay_offset(commit), -1)
+        for partition, commit in offsets.items()
+    }

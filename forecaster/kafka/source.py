@@ -1,0 +1,271 @@
+"""Records out of Kafka, and which partitions are ours.
+
+All calls into the client are made by the worker's thread. The client's own thread
+runs the rebalance listener, which therefore only writes down what happened; poll()
+tells it. A new partition is paused where it is assigned, before a fetch can begin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kafka import ConsumerRebalanceListener, errors
+from kafka.admin import MemberToRemove
+from kafka.structs import TopicPartition as ClientPartition
+
+from forecaster.errors import BrokerUnavailable, ForecasterError
+from forecaster.kafka import clients
+from forecaster.kafka.failures import translate, translated
+from forecaster.kafka.state import StateReader, StateRows
+from forecaster.kafka.topics import require_topics
+from forecaster.records import Assigned, Commit, Poll, Record, TopicPartition
+
+if TYPE_CHECKING:
+    from forecaster.config import KafkaConfig
+
+log = logging.getLogger(__name__)
+
+# A silent broker and an empty topic look alike to the client: after so long without records, ask.
+SILENCE_MAX_S = 5.0
+PROBE_TIMEOUT_S = 3.0
+CLOSE_TIMEOUT_S = 3.0
+
+_REPLAY = re.compile(r"^replay=(\d+)$")
+
+
+class KafkaSource:
+    """The group's consumer: `poll` is the only way that records and partitions come and go.
+
+    Args:
+        config: the [kafka] section.
+        topics: read these...
+        patterns: ...and every topic whose whole name one of these matches, present and future, except our own.
+
+    Raises:
+        BrokerUnavailable: no broker answers just now.
+        BrokerRefused: wrong credentials, or one of `topics` does not exist.
+    """
+
+    def __init__(self, config: KafkaConfig, topics: Sequence[str], patterns: Sequence[str] = ()) -> None:
+        self._config = config
+        require_topics(config, topics)
+        self._consumer = clients.group_consumer(config)
+        self._rows = StateRows(config)
+        self._happened: deque[tuple[bool, TopicPartition]] = deque()  # (assigned?, partition)
+        self._owned: set[TopicPartition] = set()  # told to the worker as assigned
+        self._pending: dict[TopicPartition, None] = {}  # ours, offset not known yet
+        self._live: set[TopicPartition] = set()  # resumed: only their records leave poll()
+        self._revoked: list[TopicPartition] = []
+        self._answered_s = time.monotonic()
+        self._topics = tuple(topics)
+        self.membership: Any = self._consumer.group_metadata()
+        listener = _Listener(self._consumer, self._happened)
+        with translated(config):
+            if patterns:
+                self._consumer.subscribe(pattern=subscription_pattern(config, topics, patterns), listener=listener)
+            else:
+                self._consumer.subscribe(topics=list(topics), listener=listener)
+
+    def poll(self, timeout_s: float) -> Poll:
+        """Records of the live partitions, and what changed hands since the last poll.
+
+        Raises:
+            BrokerUnavailable: silence, and no answer to a question either. Nothing is lost: poll again.
+            Fenced: another member has this one's instance name.
+        """
+        with translated(self._config):
+            fetched = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
+        # The membership that these records were fetched under. Taken now and not at the commit: by then the
+        # group may have moved on, and the broker must be able to refuse our offsets.
+        self.membership = self._consumer.group_metadata()
+        self._note_what_happened()
+        if fetched:
+            self._answered_s = time.monotonic()
+        assigned = self._resolve_pending(timeout_s)
+        records = self._records(fetched)
+        if not records and not assigned and not self._revoked:
+            self._probe()
+        revoked, self._revoked = self._revoked, []
+        return Poll(records, assigned, revoked)
+
+    def resume(self, partition: TopicPartition, offset: int) -> None:
+        """Begin to deliver an assigned partition from `offset`. One that is gone meanwhile is left alone."""
+        client_partition = ClientPartition(*partition)
+        if partition not in self._owned or client_partition not in self._consumer.assignment():
+            return
+        with translated(self._config):
+            self._consumer.seek(client_partition, offset)
+            self._consumer.resume(client_partition)
+        self._live.add(partition)
+
+    def rewind(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Deliver again from these offsets; partitions that are gone are left alone."""
+        assignment = self._consumer.assignment()
+        with translated(self._config):
+            for partition, offset in offsets.items():
+                client_partition = ClientPartition(*partition)
+                if partition in self._live and client_partition in assignment:
+                    self._consumer.seek(client_partition, offset)
+
+    def lag(self) -> dict[TopicPartition, int]:
+        """Records behind the high watermark, for the live partitions of which a fetch has told it."""
+        behind: dict[TopicPartition, int] = {}
+        assignment = self._consumer.assignment()
+        for partition in self._live:
+            client_partition = ClientPartition(*partition)
+            if client_partition not in assignment:
+                continue
+            end = self._consumer.highwater(client_partition)
+            position = self._consumer.position(client_partition, timeout_ms=0)
+            if end is not None and position is not None:
+                behind[partition] = max(0, end - position)
+        return behind
+
+    def state_rows(self, partition: TopicPartition) -> StateReader:
+        """A reader of one partition of a state topic, up to its end as of now."""
+        return self._rows.open(partition)
+
+    def commit(self, offsets: dict[Any, Any]) -> None:
+        """At-least-once: the offsets by themselves, after their outputs. KafkaSink calls it."""
+        with translated(self._config, in_transaction=True):
+            self._consumer.commit(offsets, timeout_ms=round(self._config.watchdog_timeout_s * 1000))
+
+    def close(self) -> None:
+        """Leave the group, within some seconds. Its partitions move on at once.
+
+        A static member's close() says nothing to the broker, which would keep its
+        partitions for it until session_timeout_s: fine for a crash, too long for a stop.
+        """
+        self._rows.close()
+        member = self._consumer.group_metadata().member_id
+        with contextlib.suppress(errors.KafkaError):
+            self._consumer.close(timeout_ms=round(CLOSE_TIMEOUT_S * 1000))
+        if member:
+            self._leave(member)
+
+    def _leave(self, member: str) -> None:
+        try:
+            admin = clients.admin(self._config)
+        except ForecasterError:
+            return  # away: the session's end does it
+        try:
+            # With the member id, so that a successor that already took the name over is not the one to go.
+            gone = MemberToRemove(member_id=member, group_instance_id=self._config.instance, reason="closed")
+            admin.remove_group_members(self._config.group_id, [gone])
+        except errors.KafkaError as error:
+            log.debug("leaving the group: %s", error)
+        finally:
+            admin.close()
+
+    def _note_what_happened(self) -> None:
+        while self._happened:
+            assigned, partition = self._happened.popleft()
+            if assigned:
+                self._pending[partition] = None
+                continue
+            self._pending.pop(partition, None)
+            self._live.discard(partition)
+            if partition in self._owned:
+                self._owned.discard(partition)
+                self._revoked.append(partition)
+
+    def _records(self, fetched: dict[Any, list[Record]]) -> list[Record]:
+        if fetched.keys() <= self._live:
+            return list(itertools.chain.from_iterable(fetched.values()))
+        kept = (records for partition, records in fetched.items() if partition in self._live)
+        return list(itertools.chain.from_iterable(kept))
+
+    def _resolve_pending(self, timeout_s: float) -> list[Assigned]:
+        """Where the new partitions begin. One whose offset a transaction still holds open waits for the next poll."""
+        if not self._pending:
+            return []
+        pending = [ClientPartition(*partition) for partition in self._pending]
+        resolved: list[Assigned] = []
+        try:
+            first = self._consumer.beginning_offsets(pending, timeout_ms=round(PROBE_TIMEOUT_S * 1000))
+            deadline = time.monotonic() + max(timeout_s, 1.0)
+            for partition in pending:
+                left_ms = max(1, round((deadline - time.monotonic()) * 1000))
+                committed = self._consumer.committed(partition, metadata=True, timeout_ms=left_ms)
+                resolved.append(self._start(partition, committed, first[partition]))
+        except errors.KafkaTimeoutError:
+            log.debug("offsets of %d partitions are not stable yet", len(pending) - len(resolved))
+        except errors.KafkaError as error:
+            raise translate(error, self._config) from error
+        for assigned in resolved:
+            del self._pending[assigned.partition]
+            self._owned.add(assigned.partition)
+        return resolved
+
+    def _start(self, partition: Any, committed: Any, first: int) -> Assigned:
+        ours = TopicPartition(*partition)
+        if committed is not None and committed.offset >= 0:
+            offset = committed.offset
+            replay = decode_replay_offset(committed.metadata, offset)
+        elif self._config.auto_offset_reset == "latest":
+            offset = replay = self._consumer.end_offsets([partition])[partition]
+        else:
+            offset = replay = first
+        # What retention has deleted can be neither answered nor stepped again.
+        return Assigned(ours, max(offset, first), max(replay, first))
+
+    def _probe(self) -> None:
+        """Tell a silent broker from an empty topic: the client retries for ever and says nothing."""
+        if time.monotonic() - self._answered_s < SILENCE_MAX_S:
+            return
+        known = next(iter(self._live or self._owned), TopicPartition(self._config.forecast_topic, 0))
+        try:
+            self._consumer.beginning_offsets([ClientPartition(*known)], timeout_ms=round(PROBE_TIMEOUT_S * 1000))
+        except errors.KafkaError as error:
+            ours = translate(error, self._config)
+            if isinstance(ours, BrokerUnavailable):
+                raise ours from error
+        self._answered_s = time.monotonic()
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # the client has no types
+    """Runs on the client's thread: writes down, never waits."""
+
+    def __init__(self, consumer: Any, happened: deque[tuple[bool, TopicPartition]]) -> None:
+        self._consumer = consumer
+        self._happened = happened
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        for partition in sorted(assigned):
+            # Paused before the first fetch; with a position, or the client would look up the committed
+            # offset by itself, and wait for it in the middle of a poll.
+            self._consumer.pause(partition)
+            self._consumer.seek(partition, 0)
+            self._happened.append((True, TopicPartition(*partition)))
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        self._happened.extend((False, TopicPartition(*partition)) for partition in sorted(revoked))
+
+    def on_partitions_lost(self, lost: Any) -> None:
+        self.on_partitions_revoked(lost)
+
+
+def subscription_pattern(config: KafkaConfig, topics: Sequence[str], patterns: Sequence[str]) -> str:
+    """One regular expression for all; never a topic that we write ourselves, or each output would be an input."""
+    written = (config.forecast_topic, config.signal_topic, config.dead_letter_topic)
+    ours = "|".join([*(re.escape(name) for name in written), re.escape(config.state_topic("\0")).replace("\0", ".*")])
+    wanted = "|".join([*(re.escape(topic) for topic in topics), *(f"(?:{pattern})" for pattern in patterns)])
+    return f"^(?!(?:{ours})$)(?:{wanted})$"
+
+
+def encode_replay_offset(commit: Commit) -> str:
+    """The committed offset's metadata: nothing where a restart begins at the offset itself."""
+    return "" if commit.replay_offset == commit.offset else f"replay={commit.replay_offset}"
+
+
+def decode_replay_offset(metadata: str | None, offset: int) -> int:
+    """The replay offset of a committed offset; `offset` itself where there is none of ours."""
+    match = _REPLAY.match(metadata or "")
+    return min(int(match[1]), offset) if match else offset

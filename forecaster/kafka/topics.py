@@ -1,0 +1,164 @@
+"""Topics: make them, describe them, and say in one line each what is wrong with them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kafka import errors
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from forecaster.errors import BrokerRefused, ForecasterError
+from forecaster.kafka import clients
+from forecaster.kafka.failures import translate, translated
+
+if TYPE_CHECKING:
+    from forecaster.config import KafkaConfig
+
+
+class TopicDescription(NamedTuple):
+    """What the broker says of one topic."""
+
+    partitions: int  # 0: it does not exist
+    compacted: bool | None  # None: not asked, or not allowed to ask
+    operations: frozenset[str]  # what this user may do: READ, WRITE, DESCRIBE, ...
+    authorised: bool = True  # False: we may not even ask
+
+    @property
+    def exists(self) -> bool:
+        """It is there, and we may see it."""
+        return self.partitions > 0
+
+
+def describe_topics(config: KafkaConfig, names: Sequence[str], *, configs: bool = False) -> dict[str, TopicDescription]:
+    """Every one of `names`; one that does not exist has no partitions.
+
+    Args:
+        config: the [kafka] section.
+        names: topics.
+        configs: ask for the cleanup policy too (needs DESCRIBE_CONFIGS).
+    """
+    with _admin(config) as admin:
+        return _describe(admin, names, configs=configs)
+
+
+def require_topics(config: KafkaConfig, names: Sequence[str]) -> None:
+    """Raises BrokerRefused, one line, where one of them does not exist or may not be seen."""
+    for name, topic in describe_topics(config, names).items() if names else ():
+        if not topic.authorised:
+            raise BrokerRefused(f"not authorised to use topic {name}: its ACLs must allow this user")
+        if not topic.exists:
+            raise BrokerRefused(f"topic {name} does not exist: forecaster topics create")
+
+
+def create_topics(config: KafkaConfig, inputs: Sequence[str], partitions: int | None = None) -> list[str]:
+    """Make what is missing: the inputs, the outputs, a compacted state topic for each input.
+
+    Outputs get as many partitions as the input with the most, a state topic as many as its input,
+    an input that does not exist yet `partitions` (default: the broker's).
+
+    Returns:
+        The names of those that were made.
+    """
+    with _admin(config) as admin:
+        made = _create(admin, {name: _new(partitions) for name in inputs}, inputs)
+        found = _describe(admin, inputs, configs=False)
+        counts = {name: found[name].partitions for name in inputs}
+        outputs = (config.forecast_topic, config.signal_topic, config.dead_letter_topic)
+        wanted = {name: _new(max(counts.values(), default=1)) for name in outputs}
+        wanted |= {config.state_topic(name): _new(count, compacted=True) for name, count in counts.items()}
+        return made + _create(admin, wanted, list(wanted))
+
+
+def check_topics(config: KafkaConfig, inputs: Sequence[str]) -> list[str]:
+    """What would keep the daemon from running against this broker: one line for each finding, none if all is well."""
+    states = {config.state_topic(name): name for name in inputs}
+    outputs = (config.forecast_topic, config.signal_topic, config.dead_letter_topic)
+    try:
+        topics = describe_topics(config, [*inputs, *outputs, *states], configs=True)
+    except ForecasterError as error:
+        return [str(error)]
+    findings = []
+    for name, topic in topics.items():
+        needs = ("READ",) if name in inputs else ("READ", "WRITE") if name in states else ("WRITE",)
+        findings += _findings(name, topic, needs)
+    for state, name in states.items():
+        have, want = topics[state], topics[name]
+        if have.exists and want.exists and have.partitions != want.partitions:
+            findings.append(
+                f"topic {state} has {have.partitions} partitions and {name} has {want.partitions}: they must be equal"
+            )
+        if have.exists and have.compacted is False:
+            findings.append(f"topic {state} is not compacted: set its cleanup.policy to compact")
+    return findings
+
+
+def _findings(name: str, topic: TopicDescription, needs: Sequence[str]) -> list[str]:
+    if not topic.authorised:
+        return [f"not authorised to use topic {name}: its ACLs must allow this user"]
+    if not topic.exists:
+        return [f"topic {name} does not exist: forecaster topics create"]
+    missing = [need for need in needs if topic.operations and need not in topic.operations]
+    return [f"not authorised to {need} topic {name}: its ACLs must allow it" for need in missing]
+
+
+@contextlib.contextmanager
+def _admin(config: KafkaConfig) -> Iterator[Any]:
+    admin = clients.admin(config)
+    try:
+        with translated(config):
+            yield admin
+    finally:
+        admin.close()
+
+
+def _describe(admin: Any, names: Sequence[str], *, configs: bool) -> dict[str, TopicDescription]:
+    described = {topic["name"]: topic for topic in admin.describe_topics(list(dict.fromkeys(names)))}
+    found = {name: _description(described[name]) for name in names}
+    if configs:
+        existing = [name for name, topic in found.items() if topic.exists]
+        for name, settings in _configs(admin, existing).items():
+            # No answer where this user may not ask: then nothing is said about it.
+            policy = settings.get("cleanup.policy", {}).get("value")
+            found[name] = found[name]._replace(compacted=None if policy is None else "compact" in policy)
+    return found
+
+
+def _description(topic: dict[str, Any]) -> TopicDescription:
+    error = errors.for_code(topic["error_code"])
+    operations = topic.get("topic_authorized_operations", topic.get("authorized_operations"))
+    allowed = frozenset(operations) if isinstance(operations, list) else frozenset()
+    if error is errors.NoError:
+        return TopicDescription(len(topic["partitions"]), compacted=None, operations=allowed)
+    missing = error in (errors.UnknownTopicOrPartitionError, errors.LeaderNotAvailableError)
+    return TopicDescription(0, compacted=None, operations=allowed, authorised=missing)
+
+
+def _configs(admin: Any, names: Sequence[str]) -> dict[str, Any]:
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name, ["cleanup.policy"]) for name in names]
+    return admin.describe_configs(resources, config_filter="all").get("topic", {}) if names else {}
+
+
+def _new(partitions: int | None, *, compacted: bool = False) -> dict[str, Any]:
+    # -1: the broker's own default.
+    topic: dict[str, Any] = {"num_partitions": partitions or -1, "replication_factor": -1}
+    if compacted:
+        # Rows are rewritten every flush_interval_s: compact soon, or a restore reads them all again.
+        topic["configs"] = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.2", "segment.ms": "600000"}
+    return topic
+
+
+def _create(admin: Any, wanted: dict[str, dict[str, Any]], names: Sequence[str]) -> list[str]:
+    found = _describe(admin, names, configs=False)
+    missing = {name: wanted[name] for name in names if not found[name].exists}
+    if not missing:
+        return []
+    # All are asked for even if one is refused; one that another instance made meanwhile is as good.
+    told = admin.create_topics(missing, raise_errors=False)
+    for topic in told["topics"]:
+        error = errors.for_code(topic["error_code"])
+        if error not in (errors.NoError, errors.TopicAlreadyExistsError):
+            raise BrokerRefused(f"cannot create topic {topic['name']}: {topic.get('error_message') or error.__name__}")
+    admin.wait_for_topics(list(missing))
+    return list(missing)
