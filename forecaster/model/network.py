@@ -95,7 +95,7 @@ def step(spec: NetworkSpec, weights: Weights, state: Fields, packed: Tensor, liv
     old = tf.gather_nd(state["pending"], where)
     scores = pending.settle(spec, due, old, made.observed)
     new = tf.where(live[:, None, None, None], pending.entries(spec, quantiles, chances, made.observed), old)
-    after = {name: _keep(live, value, state[name]) for name, value in fields.items()}
+    after = {name: keep(live, value, state[name]) for name, value in fields.items()}
     after["pending"] = tf.tensor_scatter_nd_update(state["pending"], where, new)
     seen = made.observed
     parts = [seen.high, seen.low, seen.scale, seen.known, quantiles, chances, scores]
@@ -125,6 +125,11 @@ def output_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
     }
 
 
+def keep(live: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return `new` [batch, ...] where `live` [batch], `old` elsewhere."""
+    return tf.where(tf.reshape(live, [-1] + [1] * (len(new.shape) - 1)), new, old)
+
+
 def unpack_rows(layout: RowLayout, rows: Tensor) -> Fields:
     """Take rows [batch, width] apart into fields [batch, *shape]."""
     return {field.name: tf.reshape(rows[:, field.slice], [-1, *field.shape]) for field in layout.fields.values()}
@@ -147,10 +152,6 @@ def _cells(spec: NetworkSpec, weights: Weights, state: Fields, inputs: Tensor) -
         inputs, carried = cell.step(inputs, carried)
         fields |= {f"{name}/{part}": value for part, value in zip(CELL_PARTS[spec.cell], carried, strict=True)}
     return inputs, fields
-
-
-def _keep(live: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return tf.where(tf.reshape(live, [-1] + [1] * (len(new.shape) - 1)), new, old)
 
 
 def _flat(value: Tensor) -> Tensor:

@@ -1,0 +1,159 @@
+"""What training differentiates: the serving network scanned over a window, its loss, and one optimiser step.
+
+Loss, for each scored record, target and step h: the pinball loss of the quantiles, in
+the stream's scale * sqrt(h), plus DIRECTION_WEIGHT times the cross-entropy of up, same,
+down. A target that is missing when its time comes does not count.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from forecaster.model import network
+from forecaster.model.columns import packed_columns
+from forecaster.model.normalise import Fields, Observed, Weights
+from forecaster.model.runtime import Tensor, tf
+from forecaster.model.spec import NetworkSpec
+
+# Both parts then pull on the cell about equally: an untrained pinball loss is near 0.25, a coin's cross-entropy 0.69.
+DIRECTION_WEIGHT = 0.2
+# In scales; pinball's gradient does not grow with the error, this only keeps the reported loss readable.
+CHANGE_MAX = 1e3
+
+_ADAM_MEAN, _ADAM_SQUARE, _ADAM_TINY = 0.9, 0.999, 1e-8
+
+
+class Scanned(NamedTuple):
+    """What the network said at every record of a window: observed and forecast, [T, B, ...] each."""
+
+    high: Tensor
+    low: Tensor
+    scale: Tensor
+    known: Tensor
+    quantiles: Tensor
+    direction: Tensor
+
+
+class Moments(NamedTuple):
+    """Adam's running mean and square of each weight's gradient; SGD leaves them alone."""
+
+    mean: Weights
+    square: Weights
+
+
+def trainable(weights: Weights) -> list[str]:
+    """Names of the weights that the gradient moves; the priors are measured, not learned."""
+    return sorted(name for name in weights if not name.startswith("prior/"))
+
+
+def scan(
+    spec: NetworkSpec, weights: Weights, state: Fields, packed: Tensor, live: Tensor, nudge: Fields | None = None
+) -> tuple[Scanned, Fields]:
+    """Advance B streams through T records with the serving network.
+
+    Args:
+        spec: the network's.
+        weights: the network's.
+        state: fields [B, ...] but `pending`.
+        packed: [T, B, K].
+        live: bool[T, B]; where False a stream's state stays.
+        nudge: added to the cells' states at each record, [T, B, units] each: zeros whose gradient is wanted.
+
+    Returns:
+        What was said, and the next state; the gradient ends at `state` and goes through the cells only.
+    """
+    length = packed.shape[0]
+    shapes = [list(shape) for shape in _scanned_shapes(spec)]
+    arrays = tuple(tf.TensorArray(packed.dtype, length, element_shape=[packed.shape[1], *shape]) for shape in shapes)
+
+    def one(place: Tensor, state: Fields, arrays: tuple[Tensor, ...]) -> tuple[Tensor, Fields, tuple[Tensor, ...]]:
+        made, fields = network.advance(spec, weights, state, packed[place])
+        # Running means and filled values are data: the gradient goes back through the cells' own memory only.
+        fields = {name: value if name.startswith("cell") else tf.stop_gradient(value) for name, value in fields.items()}
+        if nudge is not None:
+            fields |= {name: fields[name] + value[place] for name, value in nudge.items()}
+        said = (*_numbers(made.observed), made.forecast.quantiles, made.forecast.direction)
+        arrays = tuple(array.write(place, value) for array, value in zip(arrays, said, strict=True))
+        return place + 1, {name: network.keep(live[place], fields[name], state[name]) for name in state}, arrays
+
+    begin = (tf.constant(0), state, arrays)
+    # XLA needs the static bound: it sizes what the backward pass has to remember.
+    _, state, arrays = tf.while_loop(lambda place, *_: place < length, one, begin, maximum_iterations=length)
+    return Scanned(*(array.stack() for array in arrays)), state
+
+
+def loss(spec: NetworkSpec, said: Scanned, future: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+    """Score a window's forecasts.
+
+    Args:
+        spec: the network's.
+        said: by `scan`, over T records.
+        future: [T + horizon_max, B, K], the window's records as they truly were, and those after it.
+        scored: bool[T, B].
+
+    Returns:
+        The sum of the losses and how many forecasts it is a sum of, both scalars.
+    """
+    columns = packed_columns(spec)
+    length = said.high.shape[0]
+    high = tf.stack([future[step : step + length, :, columns.high] for step in spec.steps], axis=-1)
+    low = tf.stack([future[step : step + length, :, columns.low] for step in spec.steps], axis=-1)
+    counts = ~tf.math.is_nan(high) & scored[:, :, None, None] & (said.known[..., None] > 0.0)
+    change = tf.where(counts, (high - said.high[..., None]) + (low - said.low[..., None]), 0.0)
+    widening = tf.sqrt(tf.constant(spec.steps, change.dtype))
+    scaled = tf.clip_by_value(change / (said.scale[..., None] * widening), -CHANGE_MAX, CHANGE_MAX)
+    above = scaled[..., None] - said.quantiles
+    levels = tf.constant(spec.quantiles, change.dtype)
+    pinball = tf.reduce_mean(tf.maximum(levels * above, (levels - 1.0) * above), axis=-1)
+    outcome = tf.where(change > 0.0, 0, tf.where(change < 0.0, 2, 1))
+    surprise = tf.nn.sparse_softmax_cross_entropy_with_logits(outcome, said.direction)
+    weight = tf.cast(counts, change.dtype)
+    return tf.reduce_sum(weight * (pinball + DIRECTION_WEIGHT * surprise)), tf.reduce_sum(weight)
+
+
+def hide(spec: NetworkSpec, packed: Tensor, hidden: Tensor) -> Tensor:
+    """Make every target of the records `hidden`, bool[T, B], missing in packed [T, B, K]."""
+    targets = tf.range(packed.shape[-1]) < packed_columns(spec).low.stop
+    return tf.where(hidden[..., None] & targets, float("nan"), packed)
+
+
+def gradients(
+    spec: NetworkSpec, weights: Weights, state: Fields, future: Tensor, live: Tensor, scored: Tensor, hidden: Tensor
+) -> tuple[Tensor, Weights, Fields]:
+    """Differentiate a window's mean loss by the trainable weights: loss, gradients by name, next state."""
+    names = trainable(weights)
+    length = live.shape[0]
+    with tf.GradientTape() as tape:
+        tape.watch([weights[name] for name in names])
+        said, state = scan(spec, weights, state, hide(spec, future[:length], hidden), live)
+        total, count = loss(spec, said, future, scored)
+        mean = total / tf.maximum(count, 1.0)
+    found = tape.gradient(mean, [weights[name] for name in names], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return mean, dict(zip(names, found, strict=True)), state
+
+
+def descend(
+    optimizer: Literal["adam", "sgd"], weights: Weights, moments: Moments, slopes: Weights, rate: Tensor, step: Tensor
+) -> tuple[Weights, Moments]:
+    """Move the weights one step down the gradients `slopes`, `step` counted from 1."""
+    if optimizer == "sgd":
+        return {
+            name: value - rate * slopes[name] if name in slopes else value for name, value in weights.items()
+        }, moments
+    mean = {name: _ADAM_MEAN * moments.mean[name] + (1 - _ADAM_MEAN) * slope for name, slope in slopes.items()}
+    square = {
+        name: _ADAM_SQUARE * moments.square[name] + (1 - _ADAM_SQUARE) * slope**2 for name, slope in slopes.items()
+    }
+    unbiased = rate * tf.sqrt(1.0 - _ADAM_SQUARE**step) / (1.0 - _ADAM_MEAN**step)
+    moved = {name: weights[name] - unbiased * mean[name] / (tf.sqrt(square[name]) + _ADAM_TINY) for name in slopes}
+    return {**weights, **moved}, Moments(mean, square)
+
+
+def _numbers(observed: Observed) -> tuple[Tensor, ...]:
+    return tuple(tf.stop_gradient(part) for part in (observed.high, observed.low, observed.scale, observed.known))
+
+
+def _scanned_shapes(spec: NetworkSpec) -> tuple[tuple[int, ...], ...]:
+    targets, steps = len(spec.targets), len(spec.steps)
+    one = (targets,)
+    return one, one, one, one, (targets, steps, len(spec.quantiles)), (targets, steps, 3)
