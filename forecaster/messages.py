@@ -226,8 +226,8 @@ def _category(value: str | float | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def json_numbers(rows: NDArray[np.float32]) -> list[list[bytes]]:
-    """[N, K] float32 as JSON, each in its fewest digits; NaN is null."""
+def json_numbers(rows: NDArray[np.floating[Any]]) -> list[list[bytes]]:
+    """[N, K] as JSON, each in the fewest digits that its own precision needs; NaN is null."""
     if rows.size == 0:
         return [[] for _ in range(len(rows))]
     text = orjson.dumps(np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
@@ -249,7 +249,7 @@ class ForecastColumns(NamedTuple):
     interval_s: NDArray[np.float64]  # [N] the stream's usual time between records
     sequence: list[int]  # [N] the number of this record in its stream, from 1
     values: NDArray[np.float64]  # [N, D] as observed, NaN = missing
-    quantiles: NDArray[np.float32]  # [N, D, H, Q]
+    quantiles: NDArray[np.float64]  # [N, D, H, Q]
     directions: list[list[bytes]]  # [N][D x H] JSON strings
     probability: NDArray[np.float32]  # [N, D, H]
 
@@ -281,19 +281,17 @@ class ForecastEncoder:
             return []
         ahead = json_times(columns.time_s[:, None] + columns.interval_s[:, None] * self._steps).tolist()
         times = json_times(columns.time_s).tolist()
-        values = json_values(columns.values)
-        numbers = np.concatenate([columns.quantiles[..., self._order], columns.probability[..., None]], axis=-1)
-        texts = json_numbers(numbers.reshape(count, -1))
-        width = numbers.shape[-1]
+        values = json_numbers(columns.values)
+        texts = json_numbers(columns.quantiles[..., self._order].reshape(count, -1))
+        probabilities = json_numbers(columns.probability.reshape(count, -1))
+        width = len(self._order)
         forecasts = []
         for i in range(count):
             text, arguments = texts[i], [columns.streams[i], times[i], columns.sequence[i], *values[i]]
             for j in range(targets * horizons):
-                start = j * width
                 arguments.append(ahead[i][j % horizons])
-                arguments += text[start : start + width - 1]
-                arguments.append(columns.directions[i][j])
-                arguments.append(text[start + width - 1])
+                arguments += text[j * width : (j + 1) * width]
+                arguments += (columns.directions[i][j], probabilities[i][j])
             forecasts.append(self._template % tuple(arguments))
         return forecasts
 
@@ -325,19 +323,13 @@ class SignalEncoder:
         if len(columns.streams) == 0:
             return []
         numbers = json_numbers(np.stack([columns.probability, columns.expected_change], axis=1))
-        values = json_values(columns.value[:, None])
+        values = json_numbers(columns.value[:, None])
         times = json_times(columns.time_s).tolist()
         rows = zip(columns.streams, times, columns.directions, numbers, values, strict=True)
         return [
             self._template % (stream, time, direction, probability, value, change)
             for stream, time, direction, (probability, change), (value,) in rows
         ]
-
-
-def json_values(values: NDArray[np.float64]) -> list[list[bytes]]:
-    """[N, D] float64 as they came (the fewest digits that read back the same), NaN is null."""
-    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
-    return [row.split(b",") for row in text[2:-2].split(b"],[")]
 
 
 def _quoted(text: str) -> str:
