@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
 
 # A broker that is there answers in milliseconds; the worker retries with its own backoff and says so.
-BOOTSTRAP_TIMEOUT_S = 5.0
+BOOTSTRAP_TIMEOUT_S = 4.0
 # The client's own pause after a failed try. On a transactional producer each retried request sleeps so long on
 # the thread that sends: the default (100 ms) would be most of a transaction whenever the coordinator is busy.
 RETRY_BACKOFF_MS = 15

@@ -135,7 +135,7 @@ def _cannot_connect(error: Exception, reason: str, config: KafkaConfig) -> Forec
         )
     if "certificate" in lowered or "ssl" in lowered:
         return BrokerRefused(f"no TLS with {where}: {reason}; check [kafka] security_protocol and ssl_cafile")
-    return BrokerUnavailable(f"no broker answers at {where}: {reason or _one_line(error)}")
+    return BrokerUnavailable(f"no broker answers at {where}" + (f": {reason}" if reason else ""))
 
 
 def _refusal(error: Exception, config: KafkaConfig) -> str | None:

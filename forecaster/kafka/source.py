@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kafka import ConsumerRebalanceListener, errors
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 SILENCE_MAX_S = 5.0
 PROBE_TIMEOUT_S = 3.0
 CLOSE_TIMEOUT_S = 3.0
+IDLE_SLICE_S = 0.05
 
 _REPLAY = re.compile(r"^replay=(\d+)$")
 
@@ -80,8 +81,7 @@ class KafkaSource:
             BrokerUnavailable: silence, and no answer to a question either. Nothing is lost: poll again.
             Fenced: another member has this one's instance name.
         """
-        with translated(self._config):
-            fetched = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
+        fetched = self._fetch(timeout_s)
         # The membership that these records were fetched under. Taken now and not at the commit: by then the
         # group may have moved on, and the broker must be able to refuse our offsets.
         self.membership = self._consumer.group_metadata()
@@ -94,6 +94,14 @@ class KafkaSource:
             self._probe()
         revoked, self._revoked = self._revoked, []
         return Poll(records, assigned, revoked)
+
+    def pause(self, partitions: Iterable[TopicPartition]) -> None:
+        """Deliver nothing of these until they are resumed; partitions that are gone are left alone."""
+        assignment = self._consumer.assignment()
+        for partition in partitions:
+            self._live.discard(partition)
+            if ClientPartition(*partition) in assignment:
+                self._consumer.pause(ClientPartition(*partition))
 
     def resume(self, partition: TopicPartition, offset: int) -> None:
         """Begin to deliver an assigned partition from `offset`. One that is gone meanwhile is left alone."""
@@ -130,7 +138,7 @@ class KafkaSource:
 
     def state_rows(self, partition: TopicPartition) -> StateReader:
         """A reader of one partition of a state topic, up to its end as of now."""
-        return self._rows.open(partition)
+        return StateReader(self._rows, ClientPartition(*partition))
 
     def commit(self, offsets: dict[Any, Any]) -> None:
         """At-least-once: the offsets by themselves, after their outputs. KafkaSink calls it."""
@@ -163,6 +171,17 @@ class KafkaSource:
             log.debug("leaving the group: %s", error)
         finally:
             admin.close()
+
+    def _fetch(self, timeout_s: float) -> dict[Any, list[Record]]:
+        deadline = time.monotonic() + timeout_s
+        with translated(self._config):
+            while True:
+                left_s = max(0.0, deadline - time.monotonic())
+                # With nothing to read the client sits out the whole time, also when partitions have come meanwhile.
+                slice_s = left_s if self._live else min(left_s, IDLE_SLICE_S)
+                fetched: dict[Any, list[Record]] = self._consumer.poll(timeout_ms=round(slice_s * 1000))
+                if fetched or self._happened or time.monotonic() >= deadline:
+                    return fetched
 
     def _note_what_happened(self) -> None:
         while self._happened:

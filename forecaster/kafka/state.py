@@ -29,41 +29,52 @@ ROWS_MAX = 2_000
 
 
 class StateReader:
-    """One partition's rows, oldest first; of one key the last counts, and None as its value means no state."""
+    """One partition's rows, oldest first; of one key the last counts, and None as its value means no state.
 
-    def __init__(self, rows: StateRows, partition: Any, start: int, end: int) -> None:
+    Nothing is asked of the broker before the first read(), which sets the end.
+    """
+
+    def __init__(self, rows: StateRows, partition: Any) -> None:
         self._rows = rows
         self._partition = partition
-        self._position = start
-        self._end = end
+        self._position = 0
+        self._end: int | None = None
         self._read: list[Record] = []
 
     @property
     def done(self) -> bool:
         """Every row up to the end has been handed out."""
-        return self._position >= self._end and not self._read
+        return self.complete and not self._read
+
+    @property
+    def complete(self) -> bool:
+        """Every row up to the end has been fetched."""
+        return self._end is not None and self._position >= self._end
 
     @property
     def progress(self) -> tuple[int, int]:
-        """(offset reached, end)."""
-        return min(self._position, self._end), self._end
+        """(offset reached, end); (0, 0) before the first read."""
+        end = self._end or 0
+        return min(self._position, end), end
 
     def read(self, budget_s: float) -> list[Record]:
-        """The next rows, waiting at most `budget_s` for them.
+        """The next rows, waiting about `budget_s` for them.
 
         Raises:
             BrokerUnavailable: no answer just now; read again.
         """
-        if self._position < self._end and not self._read:
+        if self._end is None:
+            self._position, self._end = self._rows.open(self._partition, self)
+        if not self.complete and not self._read:
             self._rows.fetch(budget_s)
         read, self._read = self._read, []
         return read
 
     def close(self) -> None:
-        """Stop here: the partition went to somebody else."""
-        self._position = self._end
-        self._read.clear()
-        self._rows.forget(self._partition)
+        """Stop here: done, or the partition went to somebody else."""
+        self._position = self._end = 0
+        self._read = []
+        self._rows.forget(self._partition, self)
 
     def advance(self, records: list[Record], position: int) -> None:
         """What the shared consumer fetched for this reader."""
@@ -80,24 +91,22 @@ class StateRows:
         self._ends: Any = None
         self._readers: dict[Any, StateReader] = {}
 
-    def open(self, partition: TopicPartition) -> StateReader:
-        """A reader up to the partition's end as of now."""
+    def open(self, partition: Any, reader: StateReader) -> tuple[int, int]:
+        """Begin to fetch for this reader; (start, end as of now)."""
         if self._consumer is None:
             self._consumer = clients.plain_consumer(self._config, committed=True)
         if self._ends is None:
             # Not the one that reads: a read_committed consumer is told the end without the open transactions.
             self._ends = clients.plain_consumer(self._config, committed=False)
-        ours = ClientPartition(*partition)
         timeout_ms = round(END_TIMEOUT_S * 1000)
         with translated(self._config):
-            start = self._ends.beginning_offsets([ours], timeout_ms=timeout_ms)[ours]
-            end = self._ends.end_offsets([ours], timeout_ms=timeout_ms)[ours]
-        reader = StateReader(self, ours, start, end)
-        if not reader.done:
-            self._readers[ours] = reader
-            self._assign()
-            self._consumer.seek(ours, start)
-        return reader
+            start = self._ends.beginning_offsets([partition], timeout_ms=timeout_ms)[partition]
+            end = self._ends.end_offsets([partition], timeout_ms=timeout_ms)[partition]
+            if start < end:
+                self._readers[partition] = reader
+                self._assign()
+                self._consumer.seek(partition, start)
+        return start, end
 
     def fetch(self, budget_s: float) -> None:
         """Fetch for every open reader."""
@@ -107,14 +116,14 @@ class StateRows:
                 # Not the last record's offset: the end may be a transaction's marker, or an aborted batch.
                 position = self._consumer.position(partition, timeout_ms=0)
                 reader.advance(fetched.get(partition, []), position if position is not None else 0)
-                start, end = reader.progress
-                if start >= end:
-                    self._readers.pop(partition)
-        self._assign()
+                if reader.complete:
+                    del self._readers[partition]
+            self._assign()
 
-    def forget(self, partition: Any) -> None:
-        """A reader was closed early."""
-        if self._readers.pop(partition, None):
+    def forget(self, partition: Any, reader: StateReader) -> None:
+        """A reader was closed, maybe early."""
+        if self._readers.get(partition) is reader:
+            del self._readers[partition]
             self._assign()
 
     def close(self) -> None:
@@ -126,7 +135,7 @@ class StateRows:
         self._readers.clear()
 
     def _assign(self) -> None:
-        # The positions of those that stay are kept.
+        # Those that stay keep their positions.
         wanted = list(self._readers)
         if set(wanted) != self._consumer.assignment():
             self._consumer.assign(wanted)
