@@ -1,0 +1,65 @@
+# Every target makes .venv from the committed uv.lock first. All that a machine needs is Python 3.11 (3.12 and 3.13
+# do too), make and the network: where there is no uv, a private one goes to .cache/uv.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+# Run it: a pyenv shim for a uv that is not there is found in PATH too.
+UV := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),.cache/uv/bin/uv)
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help
+help: ## say what there is
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1	\2/p' Makefile | expand -t 16
+	@echo 'options go in ARGS: make demo ARGS="--seconds 60", make unit ARGS="tests/test_config.py -k secret"'
+
+.PHONY: demo
+demo: .venv/synced ## a real Kafka, real series, the daemon, live in this terminal
+	$(BIN)/forecaster demo $(ARGS)
+
+.PHONY: test
+test: lint types unit try-wheel ## all that must hold: lint, types, unit, try-wheel
+
+.PHONY: lint
+lint: .venv/synced ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: types
+types: .venv/synced ## mypy, strict
+	$(BIN)/mypy
+
+.PHONY: unit
+unit: .venv/synced ## pytest, the integration tests on a real Kafka too
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: try-wheel
+try-wheel: wheel ## the built wheel in an empty environment, away from the source tree
+	UV='$(UV)' .ci/try-wheel dist/*.whl
+
+.PHONY: wheel
+wheel: .venv/synced ## dist/*.whl
+	rm -rf dist
+	$(UV) build --quiet --wheel
+	@ls dist/*.whl
+
+.PHONY: bench
+bench: .venv/synced ## every benchmark; make bench ARGS="--json out.json" with ONE=throughput for a single one
+	for each in benchmarks/$(or $(ONE),[!_]*).py; do echo "== $$each"; $(BIN)/python "$$each" $(ARGS); done
+
+.PHONY: clean
+clean: ## remove all that make has made here
+	rm -rf .venv .cache dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find forecaster tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/synced: uv.lock pyproject.toml | $(UV)
+	$(UV) sync --frozen
+	touch $@
+
+.cache/uv/bin/uv:
+	$(PYTHON) -m venv .cache/uv
+	.cache/uv/bin/python -m pip install --quiet 'uv>=0.8,<1'
