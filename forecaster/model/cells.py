@@ -6,7 +6,8 @@ give a `keras.layers` cell the same arrays.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from forecaster.model.runtime import Tensor, tf
 from forecaster.model.spec import Cell as CellKind
@@ -29,11 +30,12 @@ class Nothing(NamedTuple):
     """The state of a cell that has none."""
 
 
-State = Hidden | HiddenAndCell | Nothing
+# Hidden | HiddenAndCell | Nothing: each cell takes its own, which a union cannot say.
+State: TypeAlias = Any
 
 
 class CellWeights(NamedTuple):
-    """kernel: [inputs, gates * units], recurrent: [units, gates * units], bias: [gates * units], GRU's [2, 3 * units]."""
+    """kernel: [inputs, gates * units], recurrent: [units, gates * units], bias: [gates * units], GRU's two of them."""
 
     kernel: Tensor
     recurrent: Tensor
@@ -42,8 +44,6 @@ class CellWeights(NamedTuple):
 
 class Cell(Protocol):
     """One layer of a network that advances one record at a time."""
-
-    def __init__(self, weights: CellWeights) -> None: ...
 
     def initial_state(self, batch: int) -> State:
         """Return the state of `batch` streams that have seen nothing."""
@@ -167,8 +167,8 @@ class FeedForward:
 class CellShape(NamedTuple):
     """How a kind of cell is built, and its state's type."""
 
-    build: type[Elman | LSTM | GRU | FeedForward]
-    state: type[State]
+    build: Callable[[CellWeights], Cell]
+    state: type[Hidden | HiddenAndCell | Nothing]
     gates: int
 
 

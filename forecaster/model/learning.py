@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 from forecaster.model import network
 from forecaster.model.columns import packed_columns
-from forecaster.model.normalise import Fields, Observed, Weights
-from forecaster.model.runtime import Tensor, tf
+from forecaster.model.normalise import Observed
+from forecaster.model.runtime import Fields, Tensor, Weights, tf
 from forecaster.model.spec import NetworkSpec
 
 # Both parts then pull on the cell about equally: an untrained pinball loss is near 0.25, a coin's cross-entropy 0.69.
@@ -34,6 +34,25 @@ class Scanned(NamedTuple):
     direction: Tensor
 
 
+class Batch(NamedTuple):
+    """A window's records.
+
+    future: [T + horizon_max, B, K], as they truly were, and those after the window.
+    live, scored: bool[T, B], whether there is a record, whether its forecasts count.
+    """
+
+    future: Tensor
+    live: Tensor
+    scored: Tensor
+
+
+class Pace(NamedTuple):
+    """Of one optimiser step, both scalars: learning rate, and the step's number from 1."""
+
+    rate: Tensor
+    step: Tensor
+
+
 class Moments(NamedTuple):
     """Adam's running mean and square of each weight's gradient; SGD leaves them alone."""
 
@@ -47,7 +66,7 @@ def trainable(weights: Weights) -> list[str]:
 
 
 def scan(
-    spec: NetworkSpec, weights: Weights, state: Fields, packed: Tensor, live: Tensor, nudge: Fields | None = None
+    spec: NetworkSpec, weights: Weights, state: Fields, batch: Batch, nudge: Fields | None = None
 ) -> tuple[Scanned, Fields]:
     """Advance B streams through T records with the serving network.
 
@@ -55,14 +74,14 @@ def scan(
         spec: the network's.
         weights: the network's.
         state: fields [B, ...] but `pending`.
-        packed: [T, B, K].
-        live: bool[T, B]; where False a stream's state stays.
+        batch: T records of each; where one is not live a stream's state stays.
         nudge: added to the cells' states at each record, [T, B, units] each: zeros whose gradient is wanted.
 
     Returns:
         What was said, and the next state; the gradient ends at `state` and goes through the cells only.
     """
-    length = packed.shape[0]
+    length = batch.live.shape[0]
+    packed, live = batch.future[:length], batch.live
     shapes = [list(shape) for shape in _scanned_shapes(spec)]
     arrays = tuple(tf.TensorArray(packed.dtype, length, element_shape=[packed.shape[1], *shape]) for shape in shapes)
 
@@ -82,23 +101,23 @@ def scan(
     return Scanned(*(array.stack() for array in arrays)), state
 
 
-def loss(spec: NetworkSpec, said: Scanned, future: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+def loss(spec: NetworkSpec, said: Scanned, batch: Batch) -> tuple[Tensor, Tensor]:
     """Score a window's forecasts.
 
     Args:
         spec: the network's.
         said: by `scan`, over T records.
-        future: [T + horizon_max, B, K], the window's records as they truly were, and those after it.
-        scored: bool[T, B].
+        batch: that was scanned.
 
     Returns:
         The sum of the losses and how many forecasts it is a sum of, both scalars.
     """
     columns = packed_columns(spec)
     length = said.high.shape[0]
+    future = batch.future
     high = tf.stack([future[step : step + length, :, columns.high] for step in spec.steps], axis=-1)
     low = tf.stack([future[step : step + length, :, columns.low] for step in spec.steps], axis=-1)
-    counts = ~tf.math.is_nan(high) & scored[:, :, None, None] & (said.known[..., None] > 0.0)
+    counts = ~tf.math.is_nan(high) & batch.scored[:, :, None, None] & (said.known[..., None] > 0.0)
     change = tf.where(counts, (high - said.high[..., None]) + (low - said.low[..., None]), 0.0)
     widening = tf.sqrt(tf.constant(spec.steps, change.dtype))
     scaled = tf.clip_by_value(change / (said.scale[..., None] * widening), -CHANGE_MAX, CHANGE_MAX)
@@ -111,31 +130,37 @@ def loss(spec: NetworkSpec, said: Scanned, future: Tensor, scored: Tensor) -> tu
     return tf.reduce_sum(weight * (pinball + DIRECTION_WEIGHT * surprise)), tf.reduce_sum(weight)
 
 
-def hide(spec: NetworkSpec, packed: Tensor, hidden: Tensor) -> Tensor:
-    """Make every target of the records `hidden`, bool[T, B], missing in packed [T, B, K]."""
-    targets = tf.range(packed.shape[-1]) < packed_columns(spec).low.stop
-    return tf.where(hidden[..., None] & targets, float("nan"), packed)
+def hide(spec: NetworkSpec, batch: Batch, hidden: Tensor) -> Batch:
+    """Make every target of the records `hidden`, bool[T, B], missing."""
+    length = batch.live.shape[0]
+    targets = tf.range(batch.future.shape[-1]) < packed_columns(spec).low.stop
+    nan = tf.constant(float("nan"), batch.future.dtype)
+    seen = tf.where(hidden[..., None] & targets, nan, batch.future[:length])
+    return batch._replace(future=tf.concat([seen, batch.future[length:]], axis=0))
 
 
 def gradients(
-    spec: NetworkSpec, weights: Weights, state: Fields, future: Tensor, live: Tensor, scored: Tensor, hidden: Tensor
+    spec: NetworkSpec, weights: Weights, state: Fields, batch: Batch, hidden: Tensor
 ) -> tuple[Tensor, Weights, Fields]:
-    """Differentiate a window's mean loss by the trainable weights: loss, gradients by name, next state."""
+    """Differentiate a window's mean loss by the trainable weights: loss, gradients by name, next state.
+
+    The network does not get to see the targets of the records `hidden`, bool[T, B]; they count nevertheless.
+    """
     names = trainable(weights)
-    length = live.shape[0]
     with tf.GradientTape() as tape:
         tape.watch([weights[name] for name in names])
-        said, state = scan(spec, weights, state, hide(spec, future[:length], hidden), live)
-        total, count = loss(spec, said, future, scored)
+        said, state = scan(spec, weights, state, hide(spec, batch, hidden))
+        total, count = loss(spec, said, batch)
         mean = total / tf.maximum(count, 1.0)
     found = tape.gradient(mean, [weights[name] for name in names], unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return mean, dict(zip(names, found, strict=True)), state
 
 
 def descend(
-    optimizer: Literal["adam", "sgd"], weights: Weights, moments: Moments, slopes: Weights, rate: Tensor, step: Tensor
+    optimizer: Literal["adam", "sgd"], weights: Weights, moments: Moments, slopes: Weights, pace: Pace
 ) -> tuple[Weights, Moments]:
-    """Move the weights one step down the gradients `slopes`, `step` counted from 1."""
+    """Move the weights one step down the gradients `slopes`."""
+    rate, step = pace
     if optimizer == "sgd":
         return {
             name: value - rate * slopes[name] if name in slopes else value for name, value in weights.items()

@@ -18,8 +18,8 @@ from forecaster.model import pending
 from forecaster.model.cells import CELLS, CellWeights
 from forecaster.model.heads import Forecast, forecast, head_bias, head_width
 from forecaster.model.layout import CELL_PARTS, RowLayout
-from forecaster.model.normalise import Fields, Observed, Weights, cell_input_width, count, normalise
-from forecaster.model.runtime import Tensor, tf
+from forecaster.model.normalise import Observed, cell_input_width, count, normalise
+from forecaster.model.runtime import Fields, Tensor, Weights, tf
 from forecaster.model.spec import NetworkSpec
 
 # The change from one record to the next that an untrained model takes for usual, as part of the value.
@@ -103,7 +103,7 @@ def step(spec: NetworkSpec, weights: Weights, state: Fields, packed: Tensor, liv
 
 
 def published(spec: NetworkSpec, made: Advanced) -> tuple[Tensor, Tensor]:
-    """The published horizons: quantiles [batch, D, H, Q] as changes in the target's units, P(up), P(down) [batch, D, H, 2]."""
+    """The published horizons: changes [batch, D, H, Q] in the target's units; P(up), P(down) [batch, D, H, 2]."""
     first = len(spec.steps) - len(spec.horizons)
     widening = tf.sqrt(tf.constant(spec.horizons, made.forecast.quantiles.dtype))
     units = made.observed.scale[:, :, None, None] * widening[:, None]

@@ -16,11 +16,8 @@ from typing import NamedTuple
 
 from forecaster.model.columns import VALUE_MAX, packed_columns
 from forecaster.model.layout import COUNT_BASE
-from forecaster.model.runtime import Tensor, tf
+from forecaster.model.runtime import Fields, Tensor, Weights, tf
 from forecaster.model.spec import NetworkSpec
-
-Weights = dict[str, Tensor]
-Fields = dict[str, Tensor]
 
 # Half of what a running mean knows is younger than 89 records.
 MEMORY = 128.0

@@ -10,8 +10,8 @@ from __future__ import annotations
 from itertools import accumulate
 
 from forecaster.model.layout import COUNT_BASE
-from forecaster.model.normalise import Fields, Observed
-from forecaster.model.runtime import Tensor, tf
+from forecaster.model.normalise import Observed
+from forecaster.model.runtime import Fields, Tensor, tf
 from forecaster.model.spec import NetworkSpec
 
 # Scores, in the order of columns.Scores.

@@ -72,7 +72,7 @@ def plan(slots: NDArray[np.int32], fresh: NDArray[np.bool_], buckets: tuple[Buck
     begins[first] = False
     if not begins.any():
         return _plan(order, first, slots, fresh, buckets)
-    tenants = np.cumsum(begins)
+    tenants = np.cumsum(begins, dtype=np.int64)
     tenants -= np.repeat(tenants[first], np.diff(first, append=len(order)))
     calls = []
     for tenant in range(int(tenants.max()) + 1):

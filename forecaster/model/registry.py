@@ -67,8 +67,9 @@ class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def new_version(now: datetime | None = None) -> str:
-    """Name a version after the time, `20250131T120000Z`: names sort by age."""
-    return (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
+    """Name a version after the time, `20250131T120000123Z`: names sort by age."""
+    now = now or datetime.now(UTC)
+    return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z"
 
 
 def save(directory: Path, model: Model, *, promote: bool = True) -> Path:
@@ -124,6 +125,7 @@ def load(directory: Path, version: str | None = None) -> Model:
         raise ModelMismatch(f"{path}: cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, SafetensorError) as error:
         raise ModelMismatch(f"{path}: damaged, or written by another release: {error}") from error
+    refuse_not_finite(weights)
     if description.row_format != ROW_FORMAT:
         raise ModelMismatch(
             f"{path}: written for row format {description.row_format}, this release has {ROW_FORMAT}; train it again"
@@ -147,9 +149,8 @@ def require_fit(model: Model, spec: NetworkSpec, where: str) -> None:
     for field in NetworkSpec.__struct_fields__:
         has, wants = getattr(model.spec, field), getattr(spec, field)
         if has != wants:
-            raise ModelMismatch(
-                f"{where}: model {model.version} has {field} = {_plain(has)}, the config says {_plain(wants)}; train it again"
-            )
+            difference = f"has {field} = {_plain(has)}, the config says {_plain(wants)}"
+            raise ModelMismatch(f"{where}: model {model.version} {difference}; train it again")
 
 
 def champion(directory: Path) -> str | None:

@@ -8,7 +8,6 @@ TensorFlow writes to the process's stderr before any of its settings can stop it
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +36,6 @@ def _quiet_stderr() -> Iterator[None]:
 
 # 3 = fatal only: what TensorFlow has to say about missing CUDA libraries is no news on a machine without a GPU.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-_loaded_before = "tensorflow" in sys.modules
 with _quiet_stderr():
     import tensorflow as tf
     from tensorflow.compiler.tf2xla.python import xla
@@ -46,8 +44,11 @@ tf.get_logger().setLevel("ERROR")
 
 # TensorFlow ships no types; to mypy a tensor is Any, and the docstrings give the shapes.
 Tensor: TypeAlias = Any
+# A network's weights by name, and a batch of streams' fields by name, [batch, ...] each (layout.py names both).
+Weights: TypeAlias = dict[str, Tensor]
+Fields: TypeAlias = dict[str, Tensor]
 
-__all__ = ["DeviceChoice", "Tensor", "pick_device", "tf", "xla"]
+__all__ = ["DeviceChoice", "Fields", "Tensor", "Weights", "pick_device", "tf", "xla"]
 
 
 def pick_device(choice: DeviceChoice) -> str:

@@ -6,6 +6,7 @@ row, and is compared with the config when a model is loaded.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -52,7 +53,7 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             _ascending(self.horizons) and self.horizons[0] >= 1,
             f"horizons: expected ascending integers >= 1, got {self.horizons}",
         )
-        inside = _ascending(self.quantiles) and 0.0 < self.quantiles[0] and self.quantiles[-1] < 1.0
+        inside = _ascending(self.quantiles) and self.quantiles[0] > 0.0 and self.quantiles[-1] < 1.0
         _require(inside, f"quantiles: expected ascending numbers between 0 and 1, got {self.quantiles}")
         _require(0.5 in self.quantiles, f"quantiles: expected 0.5 among them, got {self.quantiles}")
         _require(all(season >= 2 for season in self.seasons), f"seasons: expected integers >= 2, got {self.seasons}")
@@ -73,10 +74,10 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return len(self.features) + sum(len(values) + 1 for values in self.categories.values())
 
 
-def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - reads as the sentence it is
+def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
 
 
 def _ascending(values: tuple[float, ...]) -> bool:
-    return bool(values) and all(low < high for low, high in zip(values, values[1:], strict=False))
+    return bool(values) and all(low < high for low, high in pairwise(values))

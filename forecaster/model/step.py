@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,12 @@ from forecaster.model.columns import Scores, StepInputs, StepOutputs, pack, pack
 from forecaster.model.layout import row_layout
 from forecaster.model.plan import Bucket, Call, buckets_for, plan
 from forecaster.model.registry import Model
-from forecaster.model.runtime import DeviceChoice, Tensor, pick_device, tf, xla
+from forecaster.model.runtime import DeviceChoice, Fields, Tensor, pick_device, tf, xla
 
 # Forecasts are rounded to this part of the stream's scale: more digits would be noise.
 RESOLUTION = 1e-5
+
+COMPILE_THREADS = 2
 
 Compiled = Callable[..., tuple[Tensor, Tensor]]
 
@@ -48,7 +51,9 @@ class StepEngine:
 
         Raises:
             Fatal: no such device.
+            ModelMismatch: the weights are not those of the model's spec.
         """
+        require_shapes(model)
         self.model = model
         self.layout = row_layout(model.spec)
         self.device_name = pick_device(device)
@@ -72,14 +77,25 @@ class StepEngine:
 
     def compile(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Trace and compile every bucket; progress(done, of) is called after each."""
-        for done, bucket in enumerate(self._buckets, 1):
+        for bucket in self._buckets:
             self._compiled[bucket] = self._trace(bucket)
-            nothing = np.empty(0, np.int64)
-            idle = Call(bucket, nothing.astype(np.int32), nothing.astype(np.bool_), nothing.astype(np.int32), nothing)
+        nothing = np.empty(0, np.int64)
+        no_records = np.empty((0, packed_columns(self.model.spec).width), np.float32)
+
+        def warm(bucket: Bucket) -> None:
             # XLA compiles at the first call: make it here, over the padding row alone.
-            self._run(idle, np.empty((0, packed_columns(self.model.spec).width), np.float32))
-            if progress is not None:
-                progress(done, len(self._buckets))
+            self._run(
+                Call(bucket, np.empty(0, np.int32), np.empty(0, np.bool_), np.empty(0, np.int32), nothing), no_records
+            )
+
+        # XLA compiles on one core, without Python's lock: 1.5 s a bucket, two at a time.
+        with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+            running = [pool.submit(warm, bucket) for bucket in self._buckets]
+            for done, finished in enumerate(as_completed(running), 1):
+                finished.result()
+                if progress is not None:
+                    progress(done, len(self._buckets))
+        self._touched = []
 
     def step(self, inputs: StepInputs) -> StepOutputs:
         """Step every record of a poll: its stream's state advances by one, its forecasts come back."""
@@ -145,7 +161,7 @@ class StepEngine:
             state = network.unpack_rows(layout, tf.where(fresh[:, None], initial, rows))
             outputs = tf.zeros([flat.shape[0], sum(int(np.prod(shape)) for shape in self._shapes.values())])
 
-            def one_round(place: Tensor, start: Tensor, state: network.Fields, outputs: Tensor) -> tuple[Tensor, ...]:
+            def one_round(place: Tensor, start: Tensor, state: Fields, outputs: Tensor) -> tuple[Tensor, ...]:
                 packed = tf.slice(flat, tf.stack([start, 0]), [bucket.streams, width])
                 live = tf.range(bucket.streams) < widths[place]
                 made, state = network.step(spec, self._weights, state, packed, live)
@@ -216,6 +232,22 @@ class StepEngine:
         quantiles = _rounded(filled[:, :, None, None] + parts["quantiles"], parts["scale"][:, :, None, None])
         scores = Scores(*(parts["scores"][:, place] for place in range(len(Scores._fields))))
         return StepOutputs(filled, quantiles, chances[..., 0], chances[..., 1], scores)
+
+
+def require_shapes(model: Model) -> None:
+    """Refuse weights that are not those of the model's spec.
+
+    Raises:
+        ModelMismatch: one line that names the first difference.
+    """
+    expected = network.initial_weights(model.spec, seed=0)
+    if odd := sorted(expected.keys() ^ model.weights.keys()):
+        raise ModelMismatch(f"model {model.version}: weights do not fit its spec: {odd[0]} is missing or unknown")
+    for name, value in expected.items():
+        if model.weights[name].shape != value.shape:
+            raise ModelMismatch(
+                f"model {model.version}: weight {name} is {model.weights[name].shape}, not {value.shape}"
+            )
 
 
 def _rounded(values: NDArray[np.float64], scale: NDArray[np.float32]) -> NDArray[np.float64]:

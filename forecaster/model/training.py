@@ -18,9 +18,9 @@ from forecaster.errors import Fatal
 from forecaster.model import learning, network
 from forecaster.model.columns import StreamHistory
 from forecaster.model.layout import CELL_PARTS, row_layout
-from forecaster.model.normalise import SIGMA_OF_DEVIATION, Fields
+from forecaster.model.normalise import SIGMA_OF_DEVIATION
 from forecaster.model.registry import Model, new_version, refuse_not_finite
-from forecaster.model.runtime import Tensor, tf
+from forecaster.model.runtime import Fields, Tensor, Weights, tf
 from forecaster.model.spec import NetworkSpec
 from forecaster.model.windows import Cut, Dataset, Lane, Window, dataset, walk
 
@@ -33,7 +33,7 @@ VANISHED = 1e-4
 # A clipped step keeps the gradient's direction; a norm this far above the clip means that the direction is noise.
 EXPLODED = 100.0
 
-Weights = dict[str, NDArray[np.float32]]
+Arrays = dict[str, NDArray[np.float32]]
 
 
 class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,7 +108,7 @@ class TrainingReport(msgspec.Struct, frozen=True, kw_only=True):
 def train(
     spec: NetworkSpec,
     histories: Sequence[StreamHistory],
-    options: TrainOptions = TrainOptions(),
+    options: TrainOptions | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Model, TrainingReport]:
     """Fit a network to histories.
@@ -116,7 +116,7 @@ def train(
     Args:
         spec: what to build.
         histories: one per stream, in time order; streams shorter than two records teach nothing.
-        options: how.
+        options: how; None for the defaults.
         progress: called after each gradient step.
 
     Returns:
@@ -126,6 +126,7 @@ def train(
         Fatal: no history, or weights that are not finite.
     """
     started = time.perf_counter()
+    options = options or TrainOptions()
     histories = [history for history in histories if len(history.time_s) > 1]
     if not histories:
         raise Fatal("training: no stream with two records or more in this history")
@@ -139,7 +140,7 @@ def train(
     return Model(spec=spec, weights=best, version=new_version(), training=training), report
 
 
-def scale_priors(histories: Sequence[StreamHistory]) -> Weights:
+def scale_priors(histories: Sequence[StreamHistory]) -> Arrays:
     """Measure the usual scale, for a stream's first forecast: as part of the value, or as an amount.
 
     Whichever differs less between the streams: prices of 3 and of 3,000 move by like
@@ -168,7 +169,7 @@ def scale_priors(histories: Sequence[StreamHistory]) -> Weights:
 class _Training:
     """One run: the compiled functions, the weights so far, the best ones."""
 
-    def __init__(self, spec: NetworkSpec, options: TrainOptions, data: Dataset, weights: Weights) -> None:
+    def __init__(self, spec: NetworkSpec, options: TrainOptions, data: Dataset, weights: Arrays) -> None:
         self._spec = spec
         self._options = options
         self._data = data
@@ -187,7 +188,7 @@ class _Training:
         self._losses: list[float] = []
         self._norms: list[float] = []
 
-    def run(self, started: float, progress: Callable[[Progress], None] | None) -> tuple[Weights, TrainingReport]:
+    def run(self, started: float, progress: Callable[[Progress], None] | None) -> tuple[Arrays, TrainingReport]:
         """Train until steps, time or patience run out."""
         options = self._options
         untrained = best_loss = held_out = self._evaluate()
@@ -246,16 +247,9 @@ class _Training:
         if window.begins:
             self._state = self._start
         hidden = self._random.random(window.live.shape) < self._options.hide
+        pace = learning.Pace(tf.constant(rate, tf.float32), tf.constant(step, tf.float32))
         loss, norm, self._weights, self._moments, self._state = self._learn(
-            self._weights,
-            self._moments,
-            self._state,
-            tf.constant(window.rows),
-            tf.constant(window.live),
-            tf.constant(window.scored),
-            tf.constant(hidden),
-            tf.constant(rate, tf.float32),
-            tf.constant(step, tf.float32),
+            self._weights, self._moments, self._state, _tensors(window), tf.constant(hidden), pace
         )
         if window.scored.any():
             self._losses.append(float(loss))
@@ -267,8 +261,7 @@ class _Training:
         state = self._start
         for window in self._walk(self._held_out):
             state = self._start if window.begins else state
-            rows, live, scored = (tf.constant(part) for part in window[:3])
-            loss, losses, state = self._score(self._weights, state, rows, live, scored)
+            loss, losses, state = self._score(self._weights, state, _tensors(window))
             total, count = total + float(loss), count + float(losses)
         return total / count if count else float("nan")
 
@@ -277,26 +270,24 @@ class _Training:
         weights: Weights,
         moments: learning.Moments,
         state: Fields,
-        rows: Tensor,
-        live: Tensor,
-        scored: Tensor,
+        window: learning.Batch,
         hidden: Tensor,
-        rate: Tensor,
-        step: Tensor,
+        pace: learning.Pace,
     ) -> tuple[Tensor, Tensor, Weights, learning.Moments, Fields]:
-        future = tf.gather(self._records, rows)
-        loss, slopes, state = learning.gradients(self._spec, weights, state, future, live, scored, hidden)
+        loss, slopes, state = learning.gradients(self._spec, weights, state, self._fetch(window), hidden)
         clipped, norm = tf.clip_by_global_norm(list(slopes.values()), self._options.clip_norm)
         slopes = dict(zip(slopes, clipped, strict=True))
-        moved, moments = learning.descend(self._options.optimizer, weights, moments, slopes, rate, step)
+        moved, moments = learning.descend(self._options.optimizer, weights, moments, slopes, pace)
         return loss, norm, moved, moments, state
 
-    def _score_window(
-        self, weights: Weights, state: Fields, rows: Tensor, live: Tensor, scored: Tensor
-    ) -> tuple[Tensor, Tensor, Fields]:
-        future = tf.gather(self._records, rows)
-        said, state = learning.scan(self._spec, weights, state, future[: live.shape[0]], live)
-        return *learning.loss(self._spec, said, future, scored), state
+    def _score_window(self, weights: Weights, state: Fields, window: learning.Batch) -> tuple[Tensor, Tensor, Fields]:
+        batch = self._fetch(window)
+        said, state = learning.scan(self._spec, weights, state, batch)
+        return *learning.loss(self._spec, said, batch), state
+
+    def _fetch(self, window: learning.Batch) -> learning.Batch:
+        """Put the records in the place of their row numbers."""
+        return window._replace(future=tf.gather(self._records, window.future))
 
     def _gradient_back(self, weights: Fields) -> tuple[float, ...]:
         """How much of the last record's loss reaches the memory k records before it; k = 0 first, 1.0 there."""
@@ -306,19 +297,24 @@ class _Training:
         if not names or not whole:
             return ()
         window = whole[0]
-        future = tf.gather(self._records, tf.constant(window.rows))
         nudge = {name: tf.zeros([length, self._batch, spec.units]) for name in names}
         scored = np.zeros_like(window.scored)
         scored[-1] = window.scored[-1]
+        batch = self._fetch(_tensors(window._replace(scored=scored)))
         with tf.GradientTape() as tape:
             tape.watch(nudge)
-            said, _ = learning.scan(spec, weights, self._start, future[:length], tf.constant(window.live), nudge)
-            loss, _ = learning.loss(spec, said, future, tf.constant(scored))
+            said, _ = learning.scan(spec, weights, self._start, batch, nudge)
+            loss, _ = learning.loss(spec, said, batch)
         found = tape.gradient(loss, nudge, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         squares = sum(np.square(value.numpy()).sum(axis=(1, 2)) for value in found.values())
         # The nudge of the last record comes after its forecast: the first one that its loss can feel is the one before.
         norms = np.sqrt(np.asarray(squares))[-2::-1]
         return tuple((norms / norms[0]).tolist()) if norms[0] > 0.0 else ()
+
+
+def _tensors(window: Window) -> learning.Batch:
+    """A window on its way to the device, with the rows of its records instead of the records."""
+    return learning.Batch(tf.constant(window.rows), tf.constant(window.live), tf.constant(window.scored))
 
 
 def _warnings(spec: NetworkSpec, options: TrainOptions, back: tuple[float, ...], norm_max: float) -> Iterator[str]:
@@ -331,7 +327,8 @@ def _warnings(spec: NetworkSpec, options: TrainOptions, back: tuple[float, ...],
     if back and max(back) > EXPLODED:
         yield (
             f"the gradient grows {max(back):,.0f} times on its way back: it explodes; "
-            f"lower clip_norm ({options.clip_norm:g}) or learning_rate ({options.learning_rate:g}), or shorten the window"
+            f"lower clip_norm ({options.clip_norm:g}) or learning_rate ({options.learning_rate:g}), "
+            "or shorten the window"
         )
     elif norm_max > EXPLODED * options.clip_norm:
         yield (
@@ -347,7 +344,7 @@ def _initial_state(spec: NetworkSpec, batch: int) -> Fields:
 
 
 def _up_to(lanes: Sequence[Lane], records_max: int, random: np.random.Generator) -> list[Lane]:
-    """Return as many lanes, drawn without order, as have `records_max` records together; at least one if there is one."""
+    """Return as many lanes, drawn without order, as have `records_max` records together; one at least."""
     shuffled = [lanes[place] for place in random.permutation(len(lanes))]
     ends = np.cumsum([lane.end - lane.begin for lane in shuffled])
     return shuffled[: max(1, int(np.searchsorted(ends, records_max, side="right")))]

@@ -9,6 +9,7 @@ running means and its memory are what they would be in the middle of the stream.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ class Dataset(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """How to cut histories: lanes of about `length` records, `warmup` before each, the last `holdout` part kept back."""
+    """How to cut: lanes of about `length` records, `warmup` before each, the last `holdout` part kept back."""
 
     length: int
     warmup: int
@@ -113,5 +114,6 @@ def _lanes(base: int, start: int, end: int, cut: Cut) -> list[Lane]:
     """Cut the records [start, end) of a stream that begins at `base`."""
     pieces = max(1, round((end - start) / cut.length))
     edges = np.linspace(start, end, pieces + 1).astype(int).tolist()
-    pairs = zip(edges, edges[1:], strict=False)
-    return [Lane(max(base, scored - cut.warmup), scored, last, end) for scored, last in pairs if last > scored]
+    return [
+        Lane(max(base, scored - cut.warmup), scored, last, end) for scored, last in pairwise(edges) if last > scored
+    ]
