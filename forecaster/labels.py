@@ -1,0 +1,63 @@
+"""The values that metric labels take: each is listed here or in the config, so that it is exported before it happens.
+
+Why a record went to the dead letters is `errors.Reason`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """Where the worker was when something failed or had to be tried again."""
+
+    CONNECT = "connect"
+    POLL = "poll"
+    RESTORE = "restore"
+    STEP = "step"
+    PUBLISH = "publish"
+    COMMIT = "commit"
+
+
+class Rebalance(StrEnum):
+    """What changed hands."""
+
+    ASSIGNED = "assigned"
+    REVOKED = "revoked"
+
+
+class Eviction(StrEnum):
+    """Why a stream lost its place in the state table."""
+
+    CAPACITY = "capacity"
+    IDLE = "idle"
+
+
+class Outcome(StrEnum):
+    """How a transaction ended."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+class Direction(StrEnum):
+    """What a signal says."""
+
+    UP = "up"
+    DOWN = "down"
+    FLAT = "flat"
+
+
+class Place(StrEnum):
+    """Where an observation fell, seen from an interval."""
+
+    BELOW = "below"
+    INSIDE = "inside"
+    ABOVE = "above"
+
+
+class Call(StrEnum):
+    """Whether a direction that was called came true."""
+
+    HIT = "hit"
+    MISS = "miss"
