@@ -99,9 +99,10 @@ def producer(config: KafkaConfig) -> Any:
             acks="all",
             enable_idempotence=True,
             compression_type=None if config.compression == "none" else config.compression,
-            # A poll's outputs for one partition in one batch; under the broker's message.max.bytes (1 MB), which
-            # is checked against the whole batch.
-            batch_size=512 * 1024,
+            # A poll's outputs for one partition in one batch: with 256 KB a copy loop ran at half the speed, because
+            # every send after the first full batch wakes the sending thread. Under the broker's message.max.bytes
+            # (1 MB), which is checked against the whole batch.
+            batch_size=960 * 1024,
             # Batches leave when they are full or when commit() flushes: sent any earlier, the sending thread
             # would take the interpreter from the thread that fills them.
             linger_ms=1_000,

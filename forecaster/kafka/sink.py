@@ -129,14 +129,14 @@ class KafkaSink:
         deadline = time.monotonic() + self._config.watchdog_timeout_s
         while True:
             try:
-                self._producer.flush(timeout=SAY_SO_AFTER_S)
+                self._producer.flush(timeout=min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
             except errors.KafkaTimeoutError:
                 pass
             except errors.UnknownError:
                 continue  # a batch was split in two and its halves are on their way
             if all(future.is_done for future in self._futures):
                 return
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 raise TransactionAborted(f"{len(self._futures)} outputs not taken by the broker in time")
             log.warning("waiting for %s to take %d outputs", self._config.bootstrap_servers, len(self._futures))
 
@@ -175,10 +175,10 @@ class KafkaSink:
         thread.start()
         deadline = time.monotonic() + self._config.watchdog_timeout_s
         while thread.is_alive():
-            thread.join(SAY_SO_AFTER_S)
+            thread.join(min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
             if not thread.is_alive():
                 break
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 raise Fatal(
                     f"{self._config.bootstrap_servers} did not answer {what} within"
                     f" {self._config.watchdog_timeout_s:.0f} s: its outcome is unknown, a restart finds it out"

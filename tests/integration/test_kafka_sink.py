@@ -1,0 +1,275 @@
+"""The sink against a real Kafka, with another client as the reader; each guard against the client's traps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kafka import errors
+from kafka.admin import KafkaAdminClient, MemberToRemove
+from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
+from kafka.structs import OffsetAndMetadata
+from kafka.structs import TopicPartition as ClientPartition
+from kafka_witness import committed, poll_records, poll_until, produce, read_committed, settings, values
+
+from conftest import Broker, NewTopics
+from forecaster.errors import Fatal, Fenced, TransactionAborted
+from forecaster.kafka import KafkaSink, KafkaSource
+from forecaster.records import Commit, Output, TopicPartition
+
+
+class Daemon:
+    """A source on one topic of two partitions and a sink beside it."""
+
+    def __init__(self, broker: Broker, topic: str, group: str, **changes: Any) -> None:
+        self.config = settings(broker.bootstrap_servers, group, **changes)
+        self.topic = topic
+        self.source = KafkaSource(self.config, [topic])
+        self.sink = KafkaSink(self.config, self.source)
+
+    def join(self, partitions: int = 2) -> None:
+        poll_until(self.source, lambda polls: sum(len(poll.assigned) for poll in polls) >= partitions)
+
+    def send(self, output_topic: str, *texts: str) -> None:
+        self.sink.begin()
+        self.sink.send([output(output_topic, text) for text in texts])
+
+    def at(self, offset: int, replay_offset: int | None = None, partition: int = 0) -> dict[TopicPartition, Commit]:
+        replay_offset = offset if replay_offset is None else replay_offset
+        return {TopicPartition(self.topic, partition): Commit(offset, replay_offset)}
+
+    def close(self) -> None:
+        self.sink.close()
+        self.source.close()
+
+
+def output(topic: str, text: str) -> Output:
+    return Output(topic, 0, text.encode(), text.encode(), [("source", b"in/0/0")], 1_700_000_000_000)
+
+
+@pytest.fixture
+def topic(new_topic: NewTopics) -> str:
+    return new_topic("in", partitions=2)
+
+
+@pytest.fixture
+def outputs(new_topic: NewTopics) -> str:
+    return new_topic("out")
+
+
+@pytest.fixture
+def daemon(kafka: Broker, topic: str, group: str) -> Iterator[Daemon]:
+    made = Daemon(kafka, topic, group)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("guarantee", ["exactly-once", "at-least-once"])
+def test_round_trip(kafka: Broker, topic: str, outputs: str, group: str, guarantee: str) -> None:
+    """Another client's records come in with all they carry, and ours reach it with all they carry."""
+    produce(kafka.bootstrap_servers, topic, ["a", "b", "c"], partition=1, timestamp=1_700_000_000_123, headers=[("h", b"1")])
+    daemon = Daemon(kafka, topic, group, processing_guarantee=guarantee)
+    records = poll_records(daemon.source, 3)
+    daemon.send(outputs, *(record.value.decode() for record in records))
+    daemon.sink.commit(daemon.at(3, partition=1))
+    daemon.close()
+    assert [(r.partition, r.offset, r.key, r.timestamp, list(r.headers)) for r in records] == [
+        (1, offset, key, 1_700_000_000_123, [("h", b"1")]) for offset, key in enumerate((b"a", b"b", b"c"))
+    ]
+    seen = read_committed(kafka.bootstrap_servers, outputs)
+    assert [(m.key(), m.value(), m.headers(), m.timestamp()[1]) for m in seen] == [
+        (text, text, [("source", b"in/0/0")], 1_700_000_000_000) for text in (b"a", b"b", b"c")
+    ]
+    assert committed(kafka.bootstrap_servers, group, topic, 1) == 3
+
+
+def test_abort_leaves_nothing(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
+    """What an aborted transaction wrote is never seen, and its offsets never count."""
+    daemon.join()
+    daemon.send(outputs, "lost")
+    daemon.sink._producer.flush()
+    daemon.sink.abort()
+    daemon.send(outputs, "kept")
+    daemon.sink.commit(daemon.at(7, partition=1))
+    assert values(read_committed(kafka.bootstrap_servers, outputs)) == ["kept"]
+    assert committed(kafka.bootstrap_servers, group, daemon.topic, 0) < 0
+    assert committed(kafka.bootstrap_servers, group, daemon.topic, 1) == 7
+
+
+def test_offsets_are_atomic_with_outputs(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
+    """Before the commit neither outputs nor offsets are there; after it both are."""
+    daemon.join()
+    daemon.send(outputs, "a")
+    daemon.sink._producer.flush()
+    assert read_committed(kafka.bootstrap_servers, outputs) == []
+    daemon.sink.commit(daemon.at(1))
+    assert values(read_committed(kafka.bootstrap_servers, outputs)) == ["a"]
+    assert committed(kafka.bootstrap_servers, group, daemon.topic) == 1
+
+
+def test_replay_offset_survives(kafka: Broker, topic: str, outputs: str, group: str) -> None:
+    """The replay offset comes back with the offset that it was committed with."""
+    produce(kafka.bootstrap_servers, topic, "abcdefgh", partition=0)
+    first = Daemon(kafka, topic, group)
+    first.join()
+    first.send(outputs, "a")
+    first.sink.commit(first.at(8, replay_offset=5))
+    first.close()
+    second = Daemon(kafka, topic, group)
+    polls = poll_until(second.source, lambda polls: sum(len(poll.assigned) for poll in polls) >= 2)
+    second.close()
+    found = {assigned.partition.partition: assigned for poll in polls for assigned in poll.assigned}
+    assert (found[0].offset, found[0].replay_offset) == (8, 5)
+    assert (found[1].offset, found[1].replay_offset) == (0, 0)
+
+
+def test_failed_send_aborts(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
+    """Trap: a batch that expired does not abort its transaction by itself; we look at every send's future."""
+    daemon.join()
+    daemon.sink.begin()
+    send = daemon.sink._producer.send
+
+    def lossy(topic: str, value: bytes, *rest: Any) -> Any:
+        if value != b"b":
+            return send(topic, value, *rest)
+        batch = FutureProduceResult(ClientPartition(topic, 0))
+        future = FutureRecordMetadata(batch, 0, None, None, 1, 1, -1)
+        batch.failure(errors.KafkaTimeoutError("Expiring 1 record(s)"))
+        return future
+
+    daemon.sink._producer.send = lossy
+    daemon.sink.send([output(outputs, text) for text in "abc"])
+    with pytest.raises(TransactionAborted, match="Expiring 1 record"):
+        daemon.sink.commit(daemon.at(3))
+    daemon.sink.abort()
+    assert read_committed(kafka.bootstrap_servers, outputs) == []
+    assert committed(kafka.bootstrap_servers, group, daemon.topic) < 0
+
+
+def test_offsets_of_an_aborted_transaction_do_not_leak(
+    kafka: Broker, daemon: Daemon, outputs: str, group: str
+) -> None:
+    """Trap: the client keeps an aborted transaction's offsets for its next one; we take a new producer."""
+    daemon.join()
+    daemon.send(outputs, "a")
+    pending = daemon.sink._producer._transaction_manager._pending_txn_offset_commits
+
+    def refused(offsets: dict[Any, Any], _membership: Any) -> None:
+        pending.update(dict.fromkeys(offsets, OffsetAndMetadata(999, "", -1)))  # as after AddOffsetsToTxn
+        raise errors.CommitFailedError
+
+    daemon.sink._producer.send_offsets_to_transaction = refused
+    with pytest.raises(TransactionAborted):
+        daemon.sink.commit(daemon.at(1, partition=0))
+    daemon.sink.abort()
+    daemon.send(outputs, "b")
+    daemon.sink.commit(daemon.at(1, partition=1))
+    assert committed(kafka.bootstrap_servers, group, daemon.topic, 0) < 0
+    assert committed(kafka.bootstrap_servers, group, daemon.topic, 1) == 1
+
+
+def test_bumped_epoch_is_an_abort(kafka: Broker, daemon: Daemon, outputs: str) -> None:
+    """Trap: a producer epoch bumped during the commit reports success for a commit that never was."""
+    daemon.join()
+    daemon.send(outputs, "a")
+    producer = daemon.sink._producer
+
+    def bumped() -> None:
+        result = producer._transaction_manager.begin_commit()
+        producer._transaction_manager.bump_producer_id_and_epoch()
+        producer._sender.wakeup()
+        assert result.wait(10_000)  # the false success
+
+    producer.commit_transaction = bumped
+    with pytest.raises(TransactionAborted, match="epoch"):
+        daemon.sink.commit(daemon.at(1))
+    daemon.sink.abort()
+    assert read_committed(kafka.bootstrap_servers, outputs) == []
+
+
+@pytest.mark.parametrize("call", ["send_offsets_to_transaction", "commit_transaction"])
+def test_endless_call_ends(kafka: Broker, topic: str, outputs: str, group: str, call: str) -> None:
+    """Trap: two of the client's calls wait for ever; the watchdog makes an error of it."""
+    daemon = Daemon(kafka, topic, group, watchdog_timeout_s=1.0)
+    daemon.join()
+    daemon.send(outputs, "a")
+    release = threading.Event()
+    setattr(daemon.sink._producer, call, lambda *_: release.wait(30))
+    with pytest.raises(Fatal, match="within 1 s"):
+        daemon.sink.commit(daemon.at(1))
+    release.set()
+    daemon.close()
+
+
+def test_removed_member_cannot_commit(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
+    """A daemon that its group has dropped commits nothing: its partitions may be somebody else's by now."""
+    daemon.join()
+    daemon.send(outputs, "a")
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    admin.remove_group_members(group, [MemberToRemove(group_instance_id="one")])
+    admin.close()
+    with pytest.raises(TransactionAborted):
+        daemon.sink.commit(daemon.at(1))
+    daemon.sink.abort()
+    assert read_committed(kafka.bootstrap_servers, outputs) == []
+    assert committed(kafka.bootstrap_servers, group, daemon.topic) < 0
+
+
+def test_member_without_generation_cannot_commit(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
+    """Trap: offsets sent with no generation are taken from anybody; we do not send such."""
+    daemon.join()
+    daemon.send(outputs, "a")
+    daemon.source.membership = daemon.source.membership._replace(generation_id=-1, member_id="")
+    with pytest.raises(TransactionAborted, match="no longer counts"):
+        daemon.sink.commit(daemon.at(1))
+    daemon.sink.abort()
+    assert committed(kafka.bootstrap_servers, group, daemon.topic) < 0
+
+
+def test_second_of_one_name_fences_the_first(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
+    """Two daemons of one instance name: the older one is fenced, in a line that says what to mend."""
+    daemon.join()
+    daemon.send(outputs, "old")
+    newer = Daemon(kafka, daemon.topic, group)
+    with pytest.raises(Fenced, match=r"instance one.*\[kafka\] instance"):
+        daemon.sink.commit(daemon.at(1))
+    newer.join()
+    newer.send(outputs, "new")
+    newer.sink.commit(newer.at(1))
+    newer.close()
+    assert values(read_committed(kafka.bootstrap_servers, outputs)) == ["new"]
+
+
+def test_leftover_of_a_crash_is_aborted_at_once(kafka: Broker, topic: str, outputs: str, group: str) -> None:
+    """A restart under the same name ends what its former life left open, long before transaction_timeout_s."""
+    crashed = Daemon(kafka, topic, group)
+    crashed.join()
+    crashed.send(outputs, "open")
+    crashed.sink._producer.flush()
+    restarted = Daemon(kafka, topic, group)
+    restarted.send(outputs, "after")
+    restarted.sink.commit({})
+    assert values(read_committed(kafka.bootstrap_servers, outputs)) == ["after"]
+    restarted.close()
+    crashed.close()
+
+
+def test_too_large_an_output_is_refused_in_one_line(
+    kafka: Broker, daemon: Daemon, new_topic: NewTopics
+) -> None:
+    """An output above its topic's max.message.bytes names the setting; the same record would fail for ever."""
+    small = new_topic("small", config={"max.message.bytes": "1000"})
+    daemon.join()
+    daemon.send(small, "x" * 5_000)
+    with pytest.raises(Fatal, match=r"max\.message\.bytes"):
+        daemon.sink.commit(daemon.at(1))
+
+
+def test_partitions_are_asked_once(daemon: Daemon, kafka: Broker) -> None:
+    """The partition count of a topic comes from the broker the first time and from memory after."""
+    assert daemon.sink.partitions(daemon.topic) == 2
+    daemon.sink._config = settings("127.0.0.1:1", "nobody")
+    assert daemon.sink.partitions(daemon.topic) == 2
+    assert kafka.bootstrap_servers
