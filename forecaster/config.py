@@ -201,9 +201,10 @@ class TrainingConfig(Section):
     learning_rate: Annotated[float, Meta(gt=0)] = 0.003
     clip_norm: Annotated[float, Meta(gt=0)] = 1.0  # global norm of the gradient
     window: Annotated[int, Meta(ge=2, le=4096)] = 64  # records that a gradient flows back through
-    batch_streams: Count = 64
-    epochs_max: Count = 30
-    patience: Count = 4  # epochs without a better held-out loss
+    batch_streams: Count = 32  # side by side in one gradient step; long streams are cut into pieces
+    # 1,500 x 32 streams x 64 records = 3 million records; patience mostly ends it sooner.
+    steps_max: Count = 1_500
+    patience: Count = 8  # looks at the held-out time without a better loss
     holdout: Annotated[float, Meta(gt=0, lt=0.9)] = 0.2  # the last part of the time, never trained on
     seed: int = 1
 
