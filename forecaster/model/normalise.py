@@ -26,7 +26,7 @@ SPIKE_MAX = 16.0
 # Mean absolute deviation to standard deviation, for a normal distribution.
 SIGMA_OF_DEVIATION = sqrt(pi / 2)
 # A scale is never below this part of the value: a constant sensor's first change is large, not infinite.
-SCALE_FLOOR = 1e-9
+SCALE_FLOOR = 1e-12
 # ... and never zero.
 TINY = 1e-30
 # In scales; asinh makes 14.5 of it. Keeps 1e30 / 1e-30 from becoming infinite.

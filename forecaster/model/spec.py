@@ -13,6 +13,8 @@ import msgspec
 
 Cell = Literal["rnn", "lstm", "gru", "feedforward"]
 
+MEDIAN = 0.5
+
 
 class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The shape of one input's network.
@@ -55,8 +57,8 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         )
         inside = _ascending(self.quantiles) and self.quantiles[0] > 0.0 and self.quantiles[-1] < 1.0
         _require(inside, f"quantiles: expected ascending numbers between 0 and 1, got {self.quantiles}")
-        _require(0.5 in self.quantiles, f"quantiles: expected 0.5 among them, got {self.quantiles}")
-        _require(all(season >= 2 for season in self.seasons), f"seasons: expected integers >= 2, got {self.seasons}")
+        _require(MEDIAN in self.quantiles, f"quantiles: expected 0.5 among them, got {self.quantiles}")
+        _require(all(season > 1 for season in self.seasons), f"seasons: expected integers > 1, got {self.seasons}")
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -66,7 +68,7 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     @property
     def median(self) -> int:
         """The position of 0.5 in the quantiles."""
-        return self.quantiles.index(0.5)
+        return self.quantiles.index(MEDIAN)
 
     @property
     def feature_width(self) -> int:
@@ -74,7 +76,7 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return len(self.features) + sum(len(values) + 1 for values in self.categories.values())
 
 
-def _require(holds: bool, message: str) -> None:
+def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - it reads as the sentence that it is
     if not holds:
         raise ValueError(message)
 

@@ -1,0 +1,94 @@
+"""Versions on disk: what comes back is what went in, and what does not fit is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from networks import make_model, make_spec
+
+from forecaster.errors import Fatal, ModelMismatch
+from forecaster.model import registry
+
+
+def test_loaded_model_is_the_saved_one(tmp_path: Path) -> None:
+    """Spec, weights and what training noted come back as they were; the saved version is the champion."""
+    model = make_model(make_spec(seasons=(24,)))
+    registry.save(tmp_path, model)
+    loaded = registry.load(tmp_path)
+    assert loaded.spec == model.spec
+    assert loaded.version == "v1"
+    assert loaded.weights.keys() == model.weights.keys()
+    for name, value in model.weights.items():
+        np.testing.assert_array_equal(loaded.weights[name], value)
+
+
+def test_champion_is_the_one_that_was_promoted(tmp_path: Path) -> None:
+    """A version that is not promoted is there, and not in use."""
+    registry.save(tmp_path, make_model(make_spec(), version="v1"))
+    registry.save(tmp_path, make_model(make_spec(), version="v2"), promote=False)
+    assert registry.versions(tmp_path) == ["v1", "v2"]
+    assert registry.load(tmp_path).version == "v1"
+    registry.set_champion(tmp_path, "v2")
+    assert registry.load(tmp_path).version == "v2"
+
+
+def test_no_model_yet_says_how_to_get_one(tmp_path: Path) -> None:
+    """An empty directory, and one that does not exist, name the command to run."""
+    for directory in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ModelMismatch, match="forecaster train"):
+            registry.load(directory)
+
+
+@pytest.mark.parametrize("file", [registry.MODEL_FILE, registry.WEIGHTS_FILE])
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty"])
+def test_damaged_version_is_one_line(tmp_path: Path, file: str, damage: str) -> None:
+    """A file that is gone, cut short or empty is a ModelMismatch of one line that names the version's directory."""
+    path = registry.save(tmp_path, make_model(make_spec())) / file
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:40] if damage == "cut" else b"")
+    with pytest.raises(ModelMismatch, match="v1") as raised:
+        registry.load(tmp_path, "v1")
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """A NaN among the weights is refused, and nothing is left on disk."""
+    model = make_model(make_spec())
+    model.weights["head/bias"][0] = np.nan
+    with pytest.raises(Fatal, match="head/bias"):
+        registry.save(tmp_path, model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_is_never_overwritten(tmp_path: Path) -> None:
+    """Saving a version twice is refused."""
+    registry.save(tmp_path, make_model(make_spec()))
+    with pytest.raises(Fatal, match="never overwritten"):
+        registry.save(tmp_path, make_model(make_spec()))
+
+
+@pytest.mark.parametrize("version", ["../v1", "", "a/b", ".hidden"])
+def test_version_is_a_plain_name(tmp_path: Path, version: str) -> None:
+    """A version that would leave its directory is refused."""
+    with pytest.raises(Fatal):
+        registry.save(tmp_path, make_model(make_spec(), version=version))
+
+
+def test_model_of_another_shape_names_the_difference() -> None:
+    """A model that was trained for other horizons than the config's says which."""
+    model = make_model(make_spec(horizons=(1, 3)))
+    registry.require_fit(model, make_spec(horizons=(1, 3)), "models/x")
+    with pytest.raises(ModelMismatch, match=r"models/x: model v1 has horizons = \[1,3\], the config says \[1,5\]"):
+        registry.require_fit(model, make_spec(horizons=(1, 5)), "models/x")
+
+
+def test_versions_sort_by_age() -> None:
+    """Names made from the time are plain, and sort as time does."""
+    first, second = registry.new_version(), registry.new_version()
+    assert first <= second
+    assert msgspec.json.decode(msgspec.json.encode(first)) == first
