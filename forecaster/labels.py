@@ -27,10 +27,13 @@ class Rebalance(StrEnum):
 
 
 class Eviction(StrEnum):
-    """Why a stream lost its place in the state table."""
+    """Why a stream lost its place in the state table, or its state."""
 
-    CAPACITY = "capacity"
-    IDLE = "idle"
+    CAPACITY = "capacity"  # to host memory: nothing is lost
+    STREAMS_MAX = "streams_max"  # dropped, the longest idle one
+    IDLE = "idle"  # dropped after idle_ttl_s
+    MISMATCH = "mismatch"  # a stored state made for another network: begun anew
+    OFFSETS_RESET = "offsets_reset"  # a stored state ahead of the group's offsets: begun anew
 
 
 class Outcome(StrEnum):

@@ -31,8 +31,13 @@ REPEATS_MAX = 1_000
 LIBRARY_LEVELS = {
     # INFO is a line for each connection, metadata refresh and fetch position.
     "kafka": logging.WARNING,
-    # WARNING is each attempt to reach a broker that is away. The worker says that itself, once.
-    "kafka.net": logging.ERROR,
+    # WARNING and ERROR are each attempt of each client to reach a broker that is away, some ten lines a second
+    # from a dozen places. What the worker cannot do for it, the worker says itself, in one line with the wait.
+    "kafka.net": logging.CRITICAL,
+    "kafka.cluster": logging.CRITICAL,
+    "kafka.coordinator": logging.CRITICAL,
+    "kafka.producer": logging.CRITICAL,
+    "kafka.consumer": logging.CRITICAL,
     # But here WARNING is a password sent in the clear.
     "kafka.net.sasl": logging.WARNING,
     # WARNING is a request that is no HTTP: a client's mistake, not ours.

@@ -113,6 +113,7 @@ class Pipeline:
         self._answered: dict[TopicPartition, int] = {}
         self._poll = 0
         self._touched: tuple[Slots, NDArray[np.void], list[int]] | None = None
+        self._stepped = False  # did this batch step the engine? One of refused records only does not.
         self._moved = False  # did this batch evict, thaw or drop a stream?
         self._tombstones: list[StreamKey] = []
         self.evicted: Counter[str] = Counter()
@@ -141,11 +142,12 @@ class Pipeline:
         answered = _answered_before(runs, offsets, self._answered)
         slots = self._place(ticks, runs, now_s)
         ticks, slots, refused = self._in_order(ticks, slots, offsets)
-        self._touch(slots, ticks, records, offsets, now_s)
+        self._touch(slots, ticks, offsets, now_s)
         order = self.table.order(slots, ticks.time_s)
         inputs = self._inputs(ticks, slots, order)
         numbers = self.table.advance(slots, order, ticks.time_s, ticks.sequence, offsets[ticks.positions])
-        forecast = self.engine.step(inputs) if len(slots) else None
+        self._stepped = len(slots) > 0
+        forecast = self.engine.step(inputs) if self._stepped else None
         outcome = self._answer(records, ticks, slots, order, numbers, forecast, ~answered[ticks.positions])
         letters = [error for position, error in refused if not answered[position]]
         outcome.refused.extend(letters)
@@ -179,7 +181,7 @@ class Pipeline:
     def settle(self) -> None:
         """The batch is committed."""
         self._touched = None
-        self._moved = False
+        self._moved = self._stepped = False
         self.checkpoint.settle()
 
     def undo(self) -> bool:
@@ -187,7 +189,8 @@ class Pipeline:
         undone = not self._moved
         if undone and self._touched is not None:
             slots, before, admitted = self._touched
-            self.engine.undo()
+            if self._stepped:
+                self.engine.undo()
             self.table.columns[slots] = before
             for slot in admitted:
                 self.table.remove(slot)
@@ -219,6 +222,8 @@ class Pipeline:
 
     def _admit(self, keys: list[StreamKey]) -> list[int]:
         """Slots for streams that have none: from the second tier where they are known, else from the start."""
+        # Out of the second tier before anything is pushed into it: what is about to be used is not its oldest.
+        known = {key: self._cold.pop(key) for key in keys if key in self._cold}
         crowd = len(keys) - self.table.free
         if crowd > 0:
             self._evict(self.table.least_recently_used(crowd, self._poll))
@@ -228,10 +233,9 @@ class Pipeline:
             self.table.columns["used_poll"][slot] = self._poll
             self.split_streams += self.table.is_split(key.stream)
             slots.append(slot)
-        known = [(slot, self._cold.pop(key)) for slot, key in zip(slots, keys, strict=True) if key in self._cold]
         if known:
             self._moved = True
-            self._thaw(known)
+            self._thaw([(slot, known[key]) for slot, key in zip(slots, keys, strict=True) if key in known])
         return slots
 
     def _evict(self, slots: list[int]) -> None:
@@ -272,11 +276,9 @@ class Pipeline:
             ticks, slots = _select(ticks, slots, keep)
         return ticks, slots, refused
 
-    def _touch(
-        self, slots: Slots, ticks: Ticks, records: Sequence[Record], offsets: NDArray[np.int64], now_s: float
-    ) -> None:
+    def _touch(self, slots: Slots, ticks: Ticks, offsets: NDArray[np.int64], now_s: float) -> None:
         """Queue the batch's streams for the checkpoint, each with its first record."""
-        touched, first = np.unique(slots, return_index=True)
+        _, first = np.unique(slots, return_index=True)
         for i in np.sort(first):
             key = self.table.keys[slots[i]]
             assert key is not None
@@ -322,7 +324,7 @@ class Pipeline:
             replayed=len(loud) - len(rows),
         )
         headers = [output_headers(record) for record in kept]
-        outcome.outputs.extend(self._forecast_outputs(outcome, kept, headers, ticks, slots, numbers, rows))
+        outcome.outputs.extend(self._forecast_outputs(outcome, kept, headers, slots, numbers, rows))
         chosen = np.flatnonzero(publish[rows])
         if len(chosen):
             outcome.outputs.extend(self._signal_outputs(outcome, kept, headers, slots[rows], chosen))
@@ -341,7 +343,6 @@ class Pipeline:
         outcome: Outcome,
         records: list[Record],
         headers: list[list[tuple[str, bytes]]],
-        ticks: Ticks,
         slots: Slots,
         numbers: NDArray[np.int64],
         rows: NDArray[np.int64],
@@ -386,7 +387,9 @@ class Pipeline:
         median = self.config.quantiles.index(0.5)
         forecast = outcome.forecast
         value = outcome.values[chosen, target]
-        probability = signals.probabilities(forecast.up[chosen, target, horizon], forecast.down[chosen, target, horizon])
+        probability = signals.probabilities(
+            forecast.up[chosen, target, horizon], forecast.down[chosen, target, horizon]
+        )
         now = forecast.filled[chosen, target]
         values = self._signals.encode(
             SignalColumns(
@@ -456,8 +459,10 @@ class Pipeline:
         """A partition is ours: its records before `answered_offset` have been answered."""
         self._answered[partition] = answered_offset
 
-    def restore(self, partition: TopicPartition, records: Sequence[Record]) -> int:
+    def restore(self, partition: TopicPartition, records: Sequence[Record], now_s: float) -> int:
         """Take in written rows of a partition, in the state topic's order; how many did not fit.
+
+        Nobody wrote down when a stream was last used: `idle_ttl` counts from now.
 
         Raises:
             ModelMismatch: a row of another network, and the config says to refuse.
@@ -477,7 +482,9 @@ class Pipeline:
         alive = [(key, state) for key, state in states.items() if state is not None]
         warm = alive[: self.table.free]
         if warm:
-            self._thaw([(self.table.admit(key, orjson.dumps(key.stream)), state) for key, state in warm])
+            admitted = [(self.table.admit(key, orjson.dumps(key.stream)), state) for key, state in warm]
+            self._thaw(admitted)
+            self.table.columns["used_s"][[slot for slot, _ in admitted]] = now_s
         self._cold.update(alive[len(warm) :])
         return misfits
 
@@ -496,9 +503,13 @@ class Pipeline:
                     'begin it anew with [streams] state_mismatch = "cold"'
                 )
                 raise ModelMismatch(msg) from None
+            self.evicted["mismatch"] += 1
             return None
-        # Ahead of what is answered: somebody set the group's offsets back. What follows is to be forecast anew.
-        return state if state.offset < self._answered.get(key.partition, state.offset + 1) else None
+        if state.offset >= self._answered.get(key.partition, state.offset + 1):
+            # Ahead of what is answered: somebody set the group's offsets back. What follows is to be forecast anew.
+            self.evicted["offsets_reset"] += 1
+            return None
+        return state
 
     def drop(self, partition: TopicPartition) -> None:
         """The partition is another instance's now, and its streams with it."""
@@ -548,7 +559,8 @@ def _rows(forecast: StepOutputs, rows: NDArray[np.int64]) -> StepOutputs:
     if len(rows) == len(forecast.filled):
         return forecast
     scores = Scores(*(column[rows] for column in forecast.scores))
-    return StepOutputs(*(column[rows] for column in forecast[:-1]), scores)
+    filled, quantiles, up, down, _ = forecast
+    return StepOutputs(filled[rows], quantiles[rows], up[rows], down[rows], scores)
 
 
 def _timestamp(record: Record) -> int | None:
