@@ -29,6 +29,7 @@ Topic = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 InputName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9._-]{1,100}$")]
 
 ENVIRONMENT_PREFIX = "FORECASTER__"
+MEDIAN = 0.5
 DEFAULT_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 STREAM_FROM_KEY = "@key"
 
@@ -42,7 +43,7 @@ def _instance() -> str:
     return re.sub(r"[^a-zA-Z0-9._-]", "-", socket.gethostname())
 
 
-class KafkaConfig(Section):
+class KafkaConfig(Section, frozen=True):
     """The broker, the topics and the promises kept there."""
 
     bootstrap_servers: Name = "localhost:9092"
@@ -101,7 +102,7 @@ class KafkaConfig(Section):
         return f"{self.group_id}.{topic}.state"
 
 
-class TimeConfig(Section):
+class TimeConfig(Section, frozen=True):
     """Where a record's time is: a field and its unit, or (no field) Kafka's own timestamp."""
 
     field: str | None = None
@@ -110,7 +111,7 @@ class TimeConfig(Section):
     ahead_max_s: Annotated[float, Meta(gt=0)] = 86_400.0
 
 
-class SignalConfig(Section):
+class SignalConfig(Section, frozen=True):
     """When a forecast becomes a signal to act on."""
 
     target: str | None = None  # the first of the input's targets
@@ -120,7 +121,7 @@ class SignalConfig(Section):
     publish: Literal["changes", "every"] = "changes"
 
 
-class NetworkConfig(Section):
+class NetworkConfig(Section, frozen=True):
     """The recurrent network's shape; a trained model keeps the one that it was trained with."""
 
     cell: Literal["rnn", "lstm", "gru", "feedforward"] = "lstm"
@@ -128,7 +129,7 @@ class NetworkConfig(Section):
     layers: Annotated[int, Meta(ge=1, le=4)] = 1
 
 
-class InputConfig(Section):
+class InputConfig(Section, frozen=True):
     """A set of topics whose records have one shape and share one network."""
 
     name: InputName
@@ -161,7 +162,7 @@ class InputConfig(Section):
         return 0 if self.signal.horizon is None else self.horizons.index(self.signal.horizon)
 
 
-class StreamsConfig(Section):
+class StreamsConfig(Section, frozen=True):
     """How many streams an input keeps, and how their state survives."""
 
     # 100,000 streams x about 800 floats x 4 bytes = 320 MB of device memory.
@@ -175,26 +176,26 @@ class StreamsConfig(Section):
     state_mismatch: Literal["cold", "refuse"] = "cold"
 
 
-class DeviceConfig(Section):
+class DeviceConfig(Section, frozen=True):
     """Where the network runs."""
 
     device: Literal["auto", "gpu", "cpu"] = "auto"
 
 
-class HttpConfig(Section):
+class HttpConfig(Section, frozen=True):
     """/metrics, /livez, /readyz."""
 
     listen: Annotated[str, Meta(pattern=r"^.+:\d{1,5}$")] = "127.0.0.1:9108"
 
 
-class LogConfig(Section):
+class LogConfig(Section, frozen=True):
     """Text for people or JSON for machines, one line an event, on standard error."""
 
     format: Literal["text", "json"] = "text"
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class TrainingConfig(Section):
+class TrainingConfig(Section, frozen=True):
     """How `forecaster train` fits the shared weights."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -209,7 +210,7 @@ class TrainingConfig(Section):
     seed: int = 1
 
 
-class Config(Section, kw_only=True):
+class Config(Section, frozen=True, kw_only=True):
     """The whole file."""
 
     kafka: KafkaConfig = KafkaConfig()
@@ -232,7 +233,9 @@ class Config(Section, kw_only=True):
         raise InvalidConfig(msg)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Config:
     """Read the file, lay the environment and the flags (`section.key=value`) over it, and check it whole.
 
     Raises:
@@ -262,7 +265,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), environment: Ma
 def build_config(tree: dict[str, Any], source: str) -> Config:
     """Check a tree of settings; `source` opens every complaint. Raises InvalidConfig."""
     if "sasl_password" in (kafka if isinstance(kafka := tree.get("kafka"), dict) else {}):
-        msg = f"{source}: [kafka] sasl_password: a secret does not belong here: use sasl_password_file, or the environment"
+        where = f"{source}: [kafka] sasl_password"
+        msg = f"{where}: a secret does not belong here: use sasl_password_file, or the environment"
         raise InvalidConfig(msg)
     try:
         config = msgspec.convert(tree, Config)
@@ -289,7 +293,14 @@ def _override(tree: dict[str, Any], path: list[str], text: str, name: str) -> No
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>[^`]*)`)?$")
 _STEP = re.compile(r"\.([\w@-]+)|\[(\d+)\]")
 _FIELD = re.compile(r"^Object (?P<trouble>contains unknown|missing required) field `(?P<field>.*)`$")
-_WORDS = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false", "array": "a list"}
+_WORDS = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a section",
+}
 
 
 def _complaint(text: str, tree: dict[str, Any]) -> str:
@@ -339,10 +350,15 @@ def _check(config: Config, source: str) -> None:
     if kafka.delivery_timeout_s <= kafka.transaction_timeout_s:
         raise refuse(
             "[kafka] delivery_timeout_s",
-            f"expected more than transaction_timeout_s ({kafka.transaction_timeout_s:g}), got {kafka.delivery_timeout_s:g}",
+            f"expected more than transaction_timeout_s ({kafka.transaction_timeout_s:g}), "
+            f"got {kafka.delivery_timeout_s:g}",
         )
     if kafka.security_protocol.startswith("SASL") and (kafka.sasl_mechanism is None or kafka.sasl_username is None):
         raise refuse("[kafka] security_protocol", f"{kafka.security_protocol} needs sasl_mechanism and sasl_username")
+    if config.streams.capacity < kafka.poll_records_max:
+        # A poll may bring a record of so many streams, and each of them needs a slot at the same time.
+        expected = f"expected at least kafka.poll_records_max ({kafka.poll_records_max})"
+        raise refuse("[streams] capacity", f"{expected}, got {config.streams.capacity}")
     names: set[str] = set()
     topics: dict[str, str] = {kafka.forecast_topic: "", kafka.signal_topic: "", kafka.dead_letter_topic: ""}
     for each in config.inputs:
@@ -368,11 +384,13 @@ def _check_input(each: InputConfig, place: str, refuse: Any) -> None:
             raise refuse(f"{place} pattern", f"not a regular expression: {error}") from None
     if list(each.horizons) != sorted(set(each.horizons)):
         raise refuse(f"{place} horizons", f"expected ascending and distinct, got {list(each.horizons)}")
-    if list(each.quantiles) != sorted(set(each.quantiles)) or 0.5 not in each.quantiles:
+    if list(each.quantiles) != sorted(set(each.quantiles)) or MEDIAN not in each.quantiles:
         raise refuse(f"{place} quantiles", f"expected ascending, distinct and with 0.5, got {list(each.quantiles)}")
-    used = [*each.targets, *each.features, *each.categories]
+    named = (each.stream if each.stream != STREAM_FROM_KEY else None, each.time.field, each.sequence)
+    used = [*filter(None, named), *each.targets, *each.features, *each.categories]
     if len(used) != len(set(used)):
-        raise refuse(place, f"each field can be one of target, feature and category, once: {', '.join(used)}")
+        kinds = "stream, time, sequence, target, feature and category"
+        raise refuse(place, f"each field can be one of {kinds}, once: {', '.join(used)}")
     if each.signal.target is not None and each.signal.target not in each.targets:
         raise refuse(f"{place} signal.target", f"expected one of {', '.join(each.targets)}, got {each.signal.target}")
     if each.signal.horizon is not None and each.signal.horizon not in each.horizons:

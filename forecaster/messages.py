@@ -30,6 +30,8 @@ MAGNITUDE_MAX = 1e37  # float32 ends at 3.4e38; sums of a few must fit too
 # Before: the first series that anyone keeps by the day. After: four digits of a year, for ISO 8601.
 TIME_MIN_S = dt.datetime(1800, 1, 1, tzinfo=dt.UTC).timestamp()
 TIME_MAX_S = dt.datetime(2300, 1, 1, tzinfo=dt.UTC).timestamp()
+# Far ahead of a slow stream the calendar ends; a time of more digits is none that ISO 8601 readers take.
+_YEAR_9999_S = dt.datetime(9999, 12, 31, tzinfo=dt.UTC).timestamp()
 UNITS_PER_S = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 OTHER = "other"
 
@@ -70,16 +72,14 @@ class TickDecoder:
         fields += [(name, float | None) for name in (*config.targets, *config.features)]
         fields += [(name, str | int | float | bool | None) for name in config.categories]
         if config.sequence is not None:
-            fields.append((config.sequence, int))
+            fields.append((config.sequence, Annotated[int, msgspec.Meta(ge=-(2**63) + 1, le=2**63 - 1)]))
         names = {f"field_{i}": name for i, (name, _) in enumerate(fields)}
         shape = msgspec.defstruct(
             "Tick", [(f"field_{i}", kind) for i, (_, kind) in enumerate(fields)], rename=names, frozen=True
         )
         self._decode = msgspec.json.Decoder(shape).decode
         self._time_field = config.time.field
-        self._categories = [
-            {value: slot for slot, value in enumerate(values)} for values in config.categories.values()
-        ]
+        self._categories = [{value: slot for slot, value in enumerate(values)} for values in config.categories.values()]
 
     def decode(self, record: Record) -> tuple[Any, ...]:
         """One record as (stream, time_s, targets..., features..., categories..., sequence?).
@@ -100,6 +100,8 @@ class TickDecoder:
         if self._config.stream == STREAM_FROM_KEY:
             fields = (_stream_from_key(record.key), *fields)
         if self._time_field is None:
+            if record.timestamp < 0:
+                raise InvalidRecord(Reason.BAD_TIME, "the record has no timestamp, and the input no time field")
             time: float = record.timestamp / 1e3
             rest = fields[1:]
         else:
@@ -109,7 +111,8 @@ class TickDecoder:
         ahead_s = time - record.timestamp / 1e3
         if record.timestamp > 0 and ahead_s > self._config.time.ahead_max_s:
             # Let in, it would make every true record after it late.
-            detail = f"{ahead_s:.0f} s after the record's own timestamp, time.ahead_max_s is {self._config.time.ahead_max_s:g}"
+            limit_s = self._config.time.ahead_max_s
+            detail = f"{ahead_s:.0f} s after the record's own timestamp, time.ahead_max_s is {limit_s:g}"
             raise InvalidRecord(Reason.TIME_OUT_OF_RANGE, detail)
         return (_stream_name(fields[0]), time, *rest)
 
@@ -172,7 +175,7 @@ class TickDecoder:
             return value.timestamp()
         return float(value) / UNITS_PER_S[self._config.time.unit]
 
-    def _refusal(self, value: bytes, error: Exception) -> InvalidRecord:
+    def _refusal(self, value: bytes, error: Exception) -> InvalidRecord:  # noqa: PLR0911 - a list of cases
         """Say what is wrong with a record that the fast path did not take."""
         text = str(error)
         if isinstance(error, UnicodeDecodeError):
@@ -187,7 +190,7 @@ class TickDecoder:
             return InvalidRecord(Reason.WRONG_SHAPE, text)
         if self._time_field is not None and f"`$.{self._time_field}`" in text:
             return InvalidRecord(Reason.BAD_TIME, text)
-        if "null" in text.split("got")[-1] and f"`$.{self._config.stream}`" in text:
+        if "null" in text.rsplit("got", 1)[-1] and f"`$.{self._config.stream}`" in text:
             return InvalidRecord(Reason.UNKNOWN_STREAM_KEY, text)
         return InvalidRecord(Reason.NOT_FINITE if "out of range" in text else Reason.WRONG_TYPE, text)
 
@@ -217,12 +220,13 @@ def _stream_from_key(key: bytes | None) -> str:
 
 def _stream_name(stream: str | int) -> str:
     name = str(stream)
-    if not name or len(name.encode()) > STREAM_BYTES_MAX:
-        raise InvalidRecord(Reason.UNKNOWN_STREAM_KEY, f"expected 1 to {STREAM_BYTES_MAX} bytes, got {len(name.encode())}")
+    size = len(name.encode())
+    if not 1 <= size <= STREAM_BYTES_MAX:
+        raise InvalidRecord(Reason.UNKNOWN_STREAM_KEY, f"expected 1 to {STREAM_BYTES_MAX} bytes, got {size}")
     return name
 
 
-def _category(value: str | float | bool) -> str:
+def _category(value: str | float) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -236,7 +240,7 @@ def json_numbers(rows: NDArray[np.floating[Any]]) -> list[list[bytes]]:
 
 def json_times(time_s: NDArray[np.float64]) -> NDArray[Any]:
     """ISO 8601 in UTC, to the millisecond, quoted; any shape."""
-    milliseconds = np.round(time_s * 1e3).astype(np.int64).astype("datetime64[ms]")
+    milliseconds = np.round(np.minimum(time_s, _YEAR_9999_S) * 1e3).astype(np.int64).astype("datetime64[ms]")
     text = np.datetime_as_string(milliseconds, unit="ms", timezone="UTC").astype("S24")
     return np.char.add(np.char.add(b'"', text), b'"')
 
@@ -381,7 +385,7 @@ class StateRow(NamedTuple):
     newest_s: float
     first_s: float
     sequence: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks a row for
     direction: int
     row: NDArray[np.float32]
 
@@ -400,7 +404,7 @@ def decode_state(value: bytes) -> StateRow:
     if version != STATE_FORMAT:
         msg = f"expected state format {STATE_FORMAT}, got {version}"
         raise ValueError(msg)
-    return StateRow(*fields, np.frombuffer(value, "<f4", offset=_STATE_HEADER.size))
+    return StateRow._make([*fields, np.frombuffer(value, "<f4", offset=_STATE_HEADER.size)])
 
 
 def parse_source(headers: Iterable[tuple[str, bytes]]) -> tuple[TopicPartition, int] | None:

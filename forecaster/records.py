@@ -34,6 +34,7 @@ class Record(Protocol):
     @property
     def timestamp(self) -> int:
         """Milliseconds since the epoch."""
+
     @property
     def key(self) -> bytes | None: ...
     @property

@@ -58,7 +58,7 @@ class Order(NamedTuple):
         by_stream: [N] the permutation that sorts.
         first, last: bool [N] (sorted) is this the stream's first, last record of the poll?
         round: [N] (sorted) how many records of its stream stand before it in the poll.
-        before_s: float64 [N] (sorted) event time of the stream's record before it, -inf for none.
+        before_s: float64 [N] (sorted) the newest event time among the stream's records before it, -inf for none.
     """
 
     by_stream: NDArray[np.int64]
@@ -146,8 +146,9 @@ class StreamTable:
         starts = np.flatnonzero(first)
         index = np.arange(len(slots))
         round_ = index - np.repeat(starts, np.diff(np.append(starts, len(slots))))
-        before = np.concatenate([[-np.inf], sorted_time[:-1]])[: len(slots)]
-        before_s = np.where(first, self.columns["newest_s"][sorted_slots], before)
+        newest_s = self.columns["newest_s"][sorted_slots]
+        before = np.concatenate([[-np.inf], _newest(sorted_time, first)[:-1]])[: len(slots)]
+        before_s = np.where(first, newest_s, np.maximum(before, newest_s))
         return Order(by_stream, first, last, round_, before_s)
 
     def advance(
@@ -234,6 +235,17 @@ def _walk(
     return refused
 
 
+def _newest(time_s: NDArray[np.float64], first: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Running maximum within each stream; [N] sorted by stream."""
+    if not ((time_s[1:] < time_s[:-1]) & ~first[1:]).any():
+        return time_s  # nearly always
+    # Ranks keep the times apart, a stream's number before them keeps the streams apart: one running maximum does all.
+    times, ranks = np.unique(time_s, return_inverse=True)
+    base = np.cumsum(first) * len(times)
+    running: NDArray[np.float64] = times[np.maximum.accumulate(base + ranks) - base]
+    return running
+
+
 def usual_interval_s(
     count: NDArray[np.int64], first_s: NDArray[np.float64], time_s: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -242,4 +254,3 @@ def usual_interval_s(
     In closed form, so that it does not depend on how records fall into polls.
     """
     return np.maximum(time_s - first_s, 0.0) / np.maximum(count - 1, 1)
-

@@ -106,6 +106,7 @@ class Worker:
         self._poll_timeout_s = poll_timeout_s
         self._clock = clock
         self._commits: dict[TopicPartition, Commit] = {}  # as committed: what a restart would find
+        self._positions: dict[TopicPartition, int] = {}  # the next record to step: in a replay, before the answered one
         self._restores: dict[TopicPartition, _Restore] = {}
         self._restored_rows: dict[TopicPartition, int] = {}
         self._failures = 0
@@ -126,10 +127,11 @@ class Worker:
 
     def turn(self) -> bool:
         """One turn of the loop: at most one batch, committed whole. False when there was nothing to do."""
+        # Before the poll: what it brings is in nobody's hands but ours, and reading states can fail.
+        self._restore()
         poll = self._source.poll(0.0 if self._restores else self._poll_timeout_s)
         self._health.ok("broker")
         self._follow(poll)
-        self._restore()
         self._sweep()
         worked = bool(poll.records) or self._flush_is_due()
         if worked:
@@ -181,27 +183,33 @@ class Worker:
         outputs = [output for _, outcome in outcomes for output in outcome.outputs]
         for pipeline in self._pipelines:
             outputs += pipeline.state_outputs(now_s)
-        commits = self._next_commits(records)
+        positions = self._next_positions(records)
+        commits = self._next_commits(positions)
         if outputs or commits:
             self._sink.begin()
             self._sink.send(outputs)
             self._sink.commit(commits)
-            self._commits |= commits
+        self._commits |= commits
+        self._positions = positions
         return time.perf_counter() - started_s
 
-    def _next_commits(self, records: Sequence[Record]) -> dict[TopicPartition, Commit]:
-        """How far each partition is answered after these records, where that is news."""
-        offsets = {partition: commit.offset for partition, commit in self._commits.items()}
+    def _next_positions(self, records: Sequence[Record]) -> dict[TopicPartition, int]:
+        positions = dict(self._positions)
         for record in records:
-            partition = TopicPartition(record.topic, record.partition)
-            # A replayed record was answered before: the answered offset never goes back.
-            offsets[partition] = max(offsets.get(partition, 0), record.offset + 1)
+            positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
+        return positions
+
+    def _next_commits(self, positions: Mapping[TopicPartition, int]) -> dict[TopicPartition, Commit]:
+        """How far each partition is answered once it is stepped up to `positions`, where that is news."""
         news = {}
-        for partition, offset in offsets.items():
+        for partition, before in self._commits.items():
             if partition not in self._restores:
+                position = positions[partition]
                 checkpoint = self._pipeline_of(partition.topic).checkpoint
-                commit = Commit(offset, min(offset, checkpoint.replay_offset(partition, offset)))
-                if commit != self._commits.get(partition):
+                # A replayed record was answered before: the answered offset never goes back. And what the replay has
+                # not come to yet is in no row that we could vouch for: a restart begins there at the latest.
+                commit = Commit(max(before.offset, position), checkpoint.replay_offset(partition, position))
+                if commit != before:
                     news[partition] = commit
         return news
 
@@ -254,7 +262,7 @@ class Worker:
 
     def _handle_flush(self) -> None:
         outputs = [o for pipeline in self._pipelines for o in pipeline.state_outputs(self._clock(), everything=True)]
-        commits = self._next_commits([])
+        commits = self._next_commits(self._positions)
         if outputs or commits:
             self._sink.begin()
             self._sink.send(outputs)
@@ -273,6 +281,7 @@ class Worker:
         """Partitions come and go: their streams' states come and go with them."""
         for partition in poll.revoked:
             self._commits.pop(partition, None)
+            self._positions.pop(partition, None)
             restore = self._restores.pop(partition, None)
             if restore is not None:
                 restore.reader.close()
@@ -297,6 +306,7 @@ class Worker:
         pipeline.drop(partition)
         pipeline.assign(partition, assigned.offset)
         self._commits[partition] = Commit(assigned.offset, assigned.replay_offset)
+        self._positions[partition] = assigned.replay_offset
         self._source.pause([partition])
         old = self._restores.pop(partition, None)
         if old is not None:
@@ -312,7 +322,7 @@ class Worker:
             pipeline = self._pipeline_of(partition.topic)
             while not restore.reader.done and time.perf_counter() < deadline_s:
                 rows = restore.reader.read(max(0.0, deadline_s - time.perf_counter()))
-                misfits = pipeline.restore(partition, rows)
+                misfits = pipeline.restore(partition, rows, self._clock())
                 self._restored_rows[partition] += len(rows)
                 if misfits:
                     event(log, "states begun anew", level=logging.WARNING, partition=partition, streams=misfits)
