@@ -13,16 +13,14 @@ class Routes:
     """Topic -> input: by name, else by the one pattern that matches it whole."""
 
     def __init__(self, inputs: Sequence[InputConfig]) -> None:
+        self._topics = tuple(topic for each in inputs for topic in each.topics)
         self._names = {topic: each.name for each in inputs for topic in each.topics}
         self._patterns = [(re.compile(each.pattern), each.name) for each in inputs if each.pattern is not None]
 
     @property
-    def subscription(self) -> tuple[tuple[str, ...], str | None]:
-        """The topics to subscribe to, or (none of them, and) a pattern that matches them all."""
-        if not self._patterns:
-            return tuple(self._names), None
-        parts = [f"(?:{pattern.pattern})" for pattern, _ in self._patterns]
-        return (), "^(?:" + "|".join([*map(re.escape, self._names), *parts]) + ")$"
+    def subscription(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The topics and the patterns to subscribe to."""
+        return self._topics, tuple(pattern.pattern for pattern, _ in self._patterns)
 
     def input_of(self, topic: str) -> str:
         """The name of the topic's input. Raises InvalidConfig where patterns disagree or none matches."""

@@ -18,13 +18,14 @@ import msgspec
 
 from forecaster import log as logs
 from forecaster.config import Config, InputConfig
-from forecaster.errors import BrokerUnavailable, InvalidConfig
+from forecaster.errors import BrokerUnavailable
 from forecaster.health import Health
 from forecaster.kafka import KafkaSink, KafkaSource, partition_for_key
 from forecaster.log import event
-from forecaster.metrics import Metrics, new_registry
+from forecaster.metrics import Metrics
 from forecaster.model import registry
 from forecaster.model.layout import ROW_FORMAT
+from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
 from forecaster.model.spec import NetworkSpec
 from forecaster.model.step import StepEngine
@@ -64,7 +65,7 @@ def load_model(config: InputConfig) -> Model:
     spec = network_spec(config)
     if config.model is None:
         event(log, "no model configured: forecasts are the last value until `forecaster train`", input=config.name)
-        return registry.untrained(spec, UNTRAINED)
+        return Model(spec=spec, weights=initial_weights(spec, seed=1), version=UNTRAINED)
     model = registry.load(Path(config.model))
     registry.require_fit(model, spec, f"[[inputs]] {config.name} model {config.model}")
     return model
@@ -171,8 +172,7 @@ def run(
     if config.kafka.sasl_password is not None:
         logs.redact(config.kafka.sasl_password)
     health = Health(("broker", "assignment", "restore"), stall_s=config.kafka.watchdog_timeout_s + 30.0)
-    registry_ = new_registry()
-    metrics = Metrics(registry_)
+    metrics = Metrics()
     metrics.ready_when(lambda: health.ready)
     with ExitStack() as stack:
         server = stack.enter_context(WebServer(config.http.listen, health, metrics.exposition))
@@ -220,5 +220,3 @@ def stop_on_signals(stop: threading.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
 
-
-__all__ = ["Engines", "InvalidConfig", "build_pipelines", "build_worker", "load_model", "network_spec", "run"]
