@@ -90,8 +90,8 @@ def count(state: Fields) -> Fields:
     low = state["records_low"] + 1.0
     full = low >= COUNT_BASE
     return {
-        "records_low": tf.where(full, 0.0, low),
-        "records_high": state["records_high"] + tf.where(full, 1.0, 0.0),
+        "records_low": tf.where(full, tf.zeros_like(low), low),
+        "records_high": state["records_high"] + tf.cast(full, low.dtype),
     }
 
 
@@ -146,9 +146,11 @@ def _timing(state: Fields, elapsed_s: Tensor) -> tuple[Fields, Tensor]:
     """Log of the time since the last record, as it is and against the stream's own pace: [batch, 2]."""
     log_elapsed = tf.math.log1p(tf.maximum(elapsed_s[:, 0], 0.0))
     count_so_far = state["records_low"] + state["records_high"] * COUNT_BASE
-    first = count_so_far < 1.0
-    pace = tf.where(first, 0.0, state["pace"] + _rate(count_so_far) * (log_elapsed - state["pace"]))
-    return {"pace": pace}, tf.stack([log_elapsed / LOG_ELAPSED_UNIT, tf.where(first, 0.0, log_elapsed - pace)], axis=-1)
+    before = count_so_far > 0.0
+    pace = tf.where(before, state["pace"] + _rate(count_so_far) * (log_elapsed - state["pace"]), 0.0)
+    return {"pace": pace}, tf.stack(
+        [log_elapsed / LOG_ELAPSED_UNIT, tf.where(before, log_elapsed - pace, 0.0)], axis=-1
+    )
 
 
 def _features(spec: NetworkSpec, state: Fields, features: Tensor) -> tuple[list[Tensor], Fields]:
