@@ -52,22 +52,25 @@ def require_topics(config: KafkaConfig, names: Sequence[str]) -> None:
             raise BrokerRefused(f"topic {name} does not exist: forecaster topics create")
 
 
-def create_topics(config: KafkaConfig, inputs: Sequence[str], partitions: int | None = None) -> list[str]:
+def create_topics(
+    config: KafkaConfig, inputs: Sequence[str], partitions: int | None = None, replication: int | None = None
+) -> list[str]:
     """Make what is missing: the inputs, the outputs, a compacted state topic for each input.
 
-    Outputs get as many partitions as the input with the most, a state topic as many as its input,
-    an input that does not exist yet `partitions` (default: the broker's).
+    A state topic gets as many partitions as its input. Inputs and outputs get `partitions`; by default
+    inputs what the broker gives, and outputs as many as the input with the most. `replication` is of all of
+    them, by default the broker's.
 
     Returns:
         The names of those that were made.
     """
     with _admin(config) as admin:
-        made = _create(admin, {name: _new(partitions) for name in inputs}, inputs)
+        made = _create(admin, {name: _new(partitions, replication) for name in inputs}, inputs)
         found = _describe(admin, inputs, configs=False)
         counts = {name: found[name].partitions for name in inputs}
         outputs = (config.forecast_topic, config.signal_topic, config.dead_letter_topic)
-        wanted = {name: _new(max(counts.values(), default=1)) for name in outputs}
-        wanted |= {config.state_topic(name): _new(count, compacted=True) for name, count in counts.items()}
+        wanted = {name: _new(partitions or max(counts.values(), default=1), replication) for name in outputs}
+        wanted |= {config.state_topic(name): _new(count, replication, compacted=True) for name, count in counts.items()}
         return made + _create(admin, wanted, list(wanted))
 
 
@@ -140,9 +143,9 @@ def _configs(admin: Any, names: Sequence[str]) -> dict[str, Any]:
     return admin.describe_configs(resources, config_filter="all").get("topic", {}) if names else {}
 
 
-def _new(partitions: int | None, *, compacted: bool = False) -> dict[str, Any]:
+def _new(partitions: int | None, replication: int | None = None, *, compacted: bool = False) -> dict[str, Any]:
     # -1: the broker's own default.
-    topic: dict[str, Any] = {"num_partitions": partitions or -1, "replication_factor": -1}
+    topic: dict[str, Any] = {"num_partitions": partitions or -1, "replication_factor": replication or -1}
     if compacted:
         # Rows are rewritten every flush_interval_s: compact soon, or a restore reads them all again.
         topic["configs"] = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.2", "segment.ms": "600000"}
