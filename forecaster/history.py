@@ -56,21 +56,20 @@ def read_file(path: Path, config: InputConfig, *, stream: str | None = None, top
         topic: what the records say they come from; the input's name if not given.
 
     Raises:
-        InvalidHistory: no such file, no such column, not what its suffix says. Raised while reading, too.
+        InvalidHistory: no such file, no such column, no row, not what its suffix says. Raised while reading, too.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    zipped = suffixes[-1:] == [".gz"]
-    kind = (suffixes[-2:-1] if zipped else suffixes[-1:]) or [""]
-    if kind[0] not in (*_CSV, *_PARQUET, *_LINES) or (zipped and kind[0] in _PARQUET):
-        msg = f"{path}: expected a file that ends in {', '.join(SUFFIXES)}"
-        raise InvalidHistory(msg)
-    key = None
-    if config.stream == STREAM_FROM_KEY:
-        key = (stream or path.name.removesuffix("".join(path.suffixes[-2:] if zipped else path.suffixes[-1:]))).encode()
-    read = _read_lines if kind[0] in _LINES else _read_csv if kind[0] in _CSV else _read_parquet
+    kind = _kind(path)
+    key = None if config.stream != STREAM_FROM_KEY else (stream or _stem(path)).encode()
+    read = _read_lines if kind in _LINES else _read_csv if kind in _CSV else _read_parquet
     rows = _readable(path, read(path, config))
-    for offset, (timestamp_ms, value) in enumerate(rows):
-        yield MemoryRecord(topic or config.name, 0, offset, timestamp_ms, key, value)
+    # The first row now: what is wrong with a file is told before anybody loads a network for it.
+    first = next(rows, None)
+    if first is None:
+        raise InvalidHistory(f"{path}: no rows")
+    return (
+        MemoryRecord(topic or config.name, 0, offset, timestamp_ms, key, value)
+        for offset, (timestamp_ms, value) in enumerate(itertools.chain([first], rows))
+    )
 
 
 def read_files(paths: Iterable[Path], config: InputConfig, *, stream: str | None = None) -> Iterator[MemoryRecord]:
@@ -168,13 +167,25 @@ class _Gathered:
 _Row = tuple[int, bytes]  # the record's timestamp in ms, its JSON
 
 
+def _kind(path: Path) -> str:
+    """The suffix that says how to read it, `.gz` aside."""
+    name = path.name.lower()
+    kind = Path(name.removesuffix(".gz")).suffix
+    if kind not in (*_CSV, *_PARQUET, *_LINES) or (kind in _PARQUET and name.endswith(".gz")):
+        raise InvalidHistory(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+    return kind
+
+
+def _stem(path: Path) -> str:
+    return Path(path.stem).stem if path.name.lower().endswith(".gz") else path.stem
+
+
 def _readable(path: Path, rows: Iterator[_Row]) -> Iterator[_Row]:
     """The rows, and whatever keeps the file from being read as one line that names it."""
     try:
         yield from rows
     except FileNotFoundError:
-        msg = f"{path}: no such file"
-        raise InvalidHistory(msg) from None
+        raise InvalidHistory(f"{path}: no such file") from None
     except (OSError, EOFError, pa.ArrowException) as error:
         what = getattr(error, "strerror", None) or str(error)
         msg = f"{path}: cannot be read: {what.splitlines()[0] if what else type(error).__name__}"
@@ -183,7 +194,6 @@ def _readable(path: Path, rows: Iterator[_Row]) -> Iterator[_Row]:
 
 def _read_lines(path: Path, config: InputConfig) -> Iterator[_Row]:
     """Lines go as they are, good or bad: the decoder is the judge."""
-    open_file: Callable[[Path], Any] = gzip.open if path.suffix.lower() == ".gz" else Path.open
     field = TIMESTAMP_COLUMN if config.time.field is None else config.time.field
     unit = "auto" if config.time.field is None else config.time.unit
     with open_file(path) if path.suffix.lower() == ".gz" else path.open("rb") as lines:
@@ -243,8 +253,7 @@ def _require(path: Path, present: Iterable[str], names: Iterable[str]) -> None:
     present = list(present)
     missing = [name for name in names if name not in present]
     if missing:
-        msg = f"{path}: no column {', '.join(missing)}; there are {', '.join(present)}"
-        raise InvalidHistory(msg)
+        raise InvalidHistory(f"{path}: no column {', '.join(missing)}; there are {', '.join(present)}")
 
 
 def _rows(batch: pa.RecordBatch, config: InputConfig) -> Iterator[_Row]:

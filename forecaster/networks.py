@@ -1,0 +1,48 @@
+"""Which network an input's config asks for, and the trained one that it names. No TensorFlow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forecaster.config import InputConfig
+from forecaster.errors import InvalidConfig
+from forecaster.model import registry
+from forecaster.model.registry import Model
+from forecaster.model.spec import NetworkSpec
+
+
+def network_spec(config: InputConfig) -> NetworkSpec:
+    """The network that the config asks for."""
+    return NetworkSpec(
+        cell=config.network.cell,
+        units=config.network.units,
+        layers=config.network.layers,
+        targets=config.targets,
+        features=config.features,
+        categories=config.categories,
+        horizons=config.horizons,
+        quantiles=config.quantiles,
+        seasons=config.seasons,
+    )
+
+
+def trained_model(config: InputConfig) -> Model | None:
+    """The input's champion; None where the config names no model.
+
+    Raises:
+        ModelMismatch: no weights where the config says, or weights for another network.
+    """
+    if config.model is None:
+        return None
+    model = registry.load(Path(config.model))
+    registry.require_fit(model, network_spec(config), f"[[inputs]] {config.name} model {config.model}")
+    return model
+
+
+def model_directory(config: InputConfig) -> Path:
+    """Where the input's weights are kept. Raises InvalidConfig where the config does not say."""
+    if config.model is None:
+        raise InvalidConfig(
+            f'[[inputs]] {config.name} model: is missing: the directory for the weights, such as "models/{config.name}"'
+        )
+    return Path(config.model)
