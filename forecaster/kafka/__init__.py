@@ -10,9 +10,9 @@ tests/integration.
 from forecaster.kafka.clients import partition_for_key
 from forecaster.kafka.reading import Time, read_range
 from forecaster.kafka.sink import KafkaSink
-from forecaster.kafka.source import KafkaSource
+from forecaster.kafka.source import KafkaSource, subscription_pattern
 from forecaster.kafka.state import StateReader
-from forecaster.kafka.topics import TopicDescription, check_topics, create_topics, describe_topics
+from forecaster.kafka.topics import TopicDescription, check_topics, create_topics, describe_topics, matching_topics
 
 __all__ = [
     "KafkaSink",
@@ -23,6 +23,8 @@ __all__ = [
     "check_topics",
     "create_topics",
     "describe_topics",
+    "matching_topics",
     "partition_for_key",
     "read_range",
+    "subscription_pattern",
 ]

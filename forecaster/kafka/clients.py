@@ -43,8 +43,9 @@ def group_consumer(config: KafkaConfig) -> Any:
         # rebalance would make every instance restore every stream. In both, nothing is consumed meanwhile.
         partition_assignment_strategy=[CooperativeStickyAssignor],
         session_timeout_ms=_ms(config.session_timeout_s),
-        # Three tries within a session.
-        heartbeat_interval_ms=min(3_000, _ms(config.session_timeout_s) // 3),
+        # Nothing is consumed from a rebalance's begin until the last member has heard of it, at its next
+        # heartbeat: one second instead of the default three. And at least three within a session.
+        heartbeat_interval_ms=min(1_000, _ms(config.session_timeout_s) // 3),
         max_poll_interval_ms=_ms(config.max_poll_interval_s),
         max_poll_records=config.poll_records_max,
         # Also makes OffsetFetch ask for stable offsets (require_stable), so that a partition is never taken

@@ -1,4 +1,4 @@
-"""Records into topics, for whoever feeds the daemon: the demo's replay, a benchmark's filler. No transaction, no group."""
+"""Records into topics, for whoever feeds the daemon: the demo's replay, a benchmark. No transaction, no group."""
 
 from __future__ import annotations
 

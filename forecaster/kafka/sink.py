@@ -94,7 +94,7 @@ class KafkaSink:
         if self._transactional:
             self._commit_transaction(offsets)
         else:
-            self._source.commit(_client_offsets(offsets))
+            self._source.commit(client_offsets(offsets))
         self._futures.clear()
 
     def abort(self) -> None:
@@ -152,7 +152,7 @@ class KafkaSink:
             raise TransactionAborted("the group no longer counts this daemon as a member")
 
         def send_offsets() -> None:
-            producer.send_offsets_to_transaction(_client_offsets(offsets), membership)
+            producer.send_offsets_to_transaction(client_offsets(offsets), membership)
 
         if offsets:
             self._within_deadline(send_offsets, "the offsets")
@@ -205,7 +205,8 @@ class KafkaSink:
         return (current.producer_id, current.epoch)
 
 
-def _client_offsets(offsets: Mapping[TopicPartition, Commit]) -> dict[Any, Any]:
+def client_offsets(offsets: Mapping[TopicPartition, Commit]) -> dict[Any, Any]:
+    """Our offsets as the client takes them."""
     return {
         ClientPartition(*partition): OffsetAndMetadata(commit.offset, encode_replay_offset(commit), -1)
         for partition, commit in offsets.items()

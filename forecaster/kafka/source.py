@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kafka import ConsumerRebalanceListener, errors
 from kafka.admin import MemberToRemove
+from kafka.structs import MemberState
 from kafka.structs import TopicPartition as ClientPartition
 
 from forecaster.errors import BrokerUnavailable, ForecasterError
@@ -36,7 +37,10 @@ log = logging.getLogger(__name__)
 SILENCE_MAX_S = 5.0
 PROBE_TIMEOUT_S = 3.0
 CLOSE_TIMEOUT_S = 3.0
-IDLE_SLICE_S = 0.05
+RESOLVE_MIN_S = 0.3
+SLICE_S = 0.05
+# Members hear of a rebalance at their next heartbeat (1 s) and join at their next poll.
+JOIN_MAX_S = 4.0
 
 _REPLAY = re.compile(r"^replay=(\d+)$")
 
@@ -173,15 +177,25 @@ class KafkaSource:
             admin.close()
 
     def _fetch(self, timeout_s: float) -> dict[Any, list[Record]]:
-        deadline = time.monotonic() + timeout_s
+        """Records, or what happened, or nothing within `timeout_s`; while the group rebalances, a little longer.
+
+        A join that ends between two polls is thrown away by the client and begun
+        again, for every member, without an end where polls are short. So the worker
+        gets the thread back when the rebalance is over, or after JOIN_MAX_S.
+        """
+        started = time.monotonic()
         with translated(self._config):
             while True:
-                left_s = max(0.0, deadline - time.monotonic())
-                # With nothing to read the client sits out the whole time, also when partitions have come meanwhile.
-                slice_s = left_s if self._live else min(left_s, IDLE_SLICE_S)
-                fetched: dict[Any, list[Record]] = self._consumer.poll(timeout_ms=round(slice_s * 1000))
-                if fetched or self._happened or time.monotonic() >= deadline:
+                joining = self._joining()
+                left_s = started + (max(timeout_s, JOIN_MAX_S) if joining else timeout_s) - time.monotonic()
+                # With nothing to read the client sits its time out, also when partitions have come meanwhile.
+                slice_s = left_s if self._live and not joining else min(left_s, SLICE_S)
+                fetched: dict[Any, list[Record]] = self._consumer.poll(timeout_ms=max(0, round(slice_s * 1000)))
+                if fetched or self._happened or (slice_s >= left_s and not (self._joining() and not joining)):
                     return fetched
+
+    def _joining(self) -> bool:
+        return bool(self._consumer.group_metadata().state != MemberState.STABLE)
 
     def _note_what_happened(self) -> None:
         while self._happened:
@@ -205,19 +219,20 @@ class KafkaSource:
         """Where the new partitions begin. One whose offset a transaction still holds open waits for the next poll."""
         if not self._pending:
             return []
-        pending = [ClientPartition(*partition) for partition in self._pending]
         resolved: list[Assigned] = []
-        try:
+        deadline = time.monotonic() + max(timeout_s, RESOLVE_MIN_S)
+        with translated(self._config):
+            pending = [ClientPartition(*partition) for partition in self._pending]
             first = self._consumer.beginning_offsets(pending, timeout_ms=round(PROBE_TIMEOUT_S * 1000))
-            deadline = time.monotonic() + max(timeout_s, 1.0)
             for partition in pending:
                 left_ms = max(1, round((deadline - time.monotonic()) * 1000))
-                committed = self._consumer.committed(partition, metadata=True, timeout_ms=left_ms)
+                try:
+                    committed = self._consumer.committed(partition, metadata=True, timeout_ms=left_ms)
+                except errors.KafkaTimeoutError:
+                    # Behind the others, that it does not hold them up too.
+                    self._pending[TopicPartition(*partition)] = self._pending.pop(TopicPartition(*partition))
+                    break
                 resolved.append(self._start(partition, committed, first[partition]))
-        except errors.KafkaTimeoutError:
-            log.debug("offsets of %d partitions are not stable yet", len(pending) - len(resolved))
-        except errors.KafkaError as error:
-            raise translate(error, self._config) from error
         for assigned in resolved:
             del self._pending[assigned.partition]
             self._owned.add(assigned.partition)
@@ -239,7 +254,9 @@ class KafkaSource:
         """Tell a silent broker from an empty topic: the client retries for ever and says nothing."""
         if time.monotonic() - self._answered_s < SILENCE_MAX_S:
             return
-        known = next(iter(self._live or self._owned), TopicPartition(self._config.forecast_topic, 0))
+        known = next(iter([*self._owned, *self._pending, *(TopicPartition(topic, 0) for topic in self._topics)]), None)
+        if known is None:
+            return  # a pattern that no topic matches yet
         try:
             self._consumer.beginning_offsets([ClientPartition(*known)], timeout_ms=round(PROBE_TIMEOUT_S * 1000))
         except errors.KafkaError as error:

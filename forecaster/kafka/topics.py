@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,6 +73,12 @@ def create_topics(
         wanted = {name: _new(partitions or max(counts.values(), default=1), replication) for name in outputs}
         wanted |= {config.state_topic(name): _new(count, replication, compacted=True) for name, count in counts.items()}
         return made + _create(admin, wanted, list(wanted))
+
+
+def matching_topics(config: KafkaConfig, pattern: str) -> list[str]:
+    """The topics that exist now and whose whole name this regular expression matches, by name."""
+    with _admin(config) as admin:
+        return sorted(name for name in admin.list_topics() if re.fullmatch(pattern, name))
 
 
 def check_topics(config: KafkaConfig, inputs: Sequence[str]) -> list[str]:

@@ -69,7 +69,9 @@ def daemon(kafka: Broker, topic: str, group: str) -> Iterator[Daemon]:
 @pytest.mark.parametrize("guarantee", ["exactly-once", "at-least-once"])
 def test_round_trip(kafka: Broker, topic: str, outputs: str, group: str, guarantee: str) -> None:
     """Another client's records come in with all they carry, and ours reach it with all they carry."""
-    produce(kafka.bootstrap_servers, topic, ["a", "b", "c"], partition=1, timestamp=1_700_000_000_123, headers=[("h", b"1")])
+    produce(
+        kafka.bootstrap_servers, topic, ["a", "b", "c"], partition=1, timestamp=1_700_000_000_123, headers=[("h", b"1")]
+    )
     daemon = Daemon(kafka, topic, group, processing_guarantee=guarantee)
     records = poll_records(daemon.source, 3)
     daemon.send(outputs, *(record.value.decode() for record in records))
@@ -148,9 +150,7 @@ def test_failed_send_aborts(kafka: Broker, daemon: Daemon, outputs: str, group: 
     assert committed(kafka.bootstrap_servers, group, daemon.topic) < 0
 
 
-def test_offsets_of_an_aborted_transaction_do_not_leak(
-    kafka: Broker, daemon: Daemon, outputs: str, group: str
-) -> None:
+def test_offsets_of_an_aborted_transaction_do_not_leak(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
     """Trap: the client keeps an aborted transaction's offsets for its next one; we take a new producer."""
     daemon.join()
     daemon.send(outputs, "a")
@@ -163,6 +163,7 @@ def test_offsets_of_an_aborted_transaction_do_not_leak(
     daemon.sink._producer.send_offsets_to_transaction = refused
     with pytest.raises(TransactionAborted):
         daemon.sink.commit(daemon.at(1, partition=0))
+    del daemon.sink._producer.send_offsets_to_transaction
     daemon.sink.abort()
     daemon.send(outputs, "b")
     daemon.sink.commit(daemon.at(1, partition=1))
@@ -256,9 +257,7 @@ def test_leftover_of_a_crash_is_aborted_at_once(kafka: Broker, topic: str, outpu
     crashed.close()
 
 
-def test_too_large_an_output_is_refused_in_one_line(
-    kafka: Broker, daemon: Daemon, new_topic: NewTopics
-) -> None:
+def test_too_large_an_output_is_refused_in_one_line(kafka: Broker, daemon: Daemon, new_topic: NewTopics) -> None:
     """An output above its topic's max.message.bytes names the setting; the same record would fail for ever."""
     small = new_topic("small", config={"max.message.bytes": "1000"})
     daemon.join()

@@ -1,0 +1,260 @@
+"""The source against a real Kafka: what comes, from where on, and what happens when partitions change hands."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from kafka_witness import poll_records, poll_until, produce, settings
+
+from conftest import Broker, NewTopics
+from forecaster.kafka import KafkaSink, KafkaSource
+from forecaster.kafka.sink import client_offsets
+from forecaster.kafka.source import subscription_pattern
+from forecaster.records import Commit, Poll, TopicPartition
+
+Open = Callable[..., KafkaSource]
+
+
+@pytest.fixture
+def open_source(kafka: Broker, group: str) -> Iterator[Open]:
+    """`open_source(topic, instance="two", ...)`: closed again when the test ends."""
+    opened: list[KafkaSource] = []
+
+    def open_one(*topics: str, patterns: tuple[str, ...] = (), **changes: Any) -> KafkaSource:
+        opened.append(KafkaSource(settings(kafka.bootstrap_servers, group, **changes), topics, patterns))
+        return opened[-1]
+
+    yield open_one
+    for source in opened:
+        source.close()
+
+
+def gained(polls: list[Poll]) -> list[TopicPartition]:
+    return [assigned.partition for poll in polls for assigned in poll.assigned]
+
+
+def lost(polls: list[Poll]) -> list[TopicPartition]:
+    return [partition for poll in polls for partition in poll.revoked]
+
+
+def delivered(polls: list[Poll]) -> set[int]:
+    return {record.partition for poll in polls for record in poll.records}
+
+
+def test_assigned_partitions_are_silent_until_resumed(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """A new partition delivers nothing before resume(), and then from the offset that resume() says."""
+    topic = new_topic()
+    produce(kafka.bootstrap_servers, topic, "abcde")
+    source = open_source(topic)
+    polls = [source.poll(0.2) for _ in range(10)]
+    assert gained(polls) == [TopicPartition(topic, 0)]
+    assert [poll.records for poll in polls] == [[]] * 10
+    source.resume(TopicPartition(topic, 0), 2)
+    assert [record.value for record in poll_records(source, 3)] == [b"c", b"d", b"e"]
+
+
+def test_pause_holds_a_partition_back(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """A paused partition delivers nothing until it is resumed, again from the offset that is said."""
+    topic = new_topic()
+    produce(kafka.bootstrap_servers, topic, "ab")
+    source = open_source(topic)
+    poll_records(source, 2)
+    source.pause([TopicPartition(topic, 0)])
+    produce(kafka.bootstrap_servers, topic, "c")
+    assert [source.poll(0.2).records for _ in range(3)] == [[]] * 3
+    source.resume(TopicPartition(topic, 0), 1)
+    assert [record.value for record in poll_records(source, 2)] == [b"b", b"c"]
+
+
+def test_rewind_delivers_again_in_order(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """After rewind() the same records come again, in order, also what was fetched ahead."""
+    topic = new_topic()
+    produce(kafka.bootstrap_servers, topic, [str(number) for number in range(100)])
+    source = open_source(topic, poll_records_max=30)
+    first = [record.offset for record in poll_records(source, 60)]
+    source.rewind({TopicPartition(topic, 0): 10})
+    again = [record.offset for record in poll_records(source, 90)]
+    assert first == list(range(60))
+    assert again == list(range(10, 100))
+
+
+def test_latest_begins_at_the_end(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """auto_offset_reset = latest begins with what comes after the first assignment."""
+    topic = new_topic()
+    produce(kafka.bootstrap_servers, topic, "ab")
+    source = open_source(topic, auto_offset_reset="latest")
+    polls = poll_until(source, lambda polls: bool(gained(polls)))
+    assert [(a.offset, a.replay_offset) for poll in polls for a in poll.assigned] == [(2, 2)]
+    produce(kafka.bootstrap_servers, topic, "c")
+    assert [record.value for record in poll_records(source, 1)] == [b"c"]
+
+
+def test_lag_is_what_is_behind_the_end(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """Lag counts the records that are written and not delivered yet."""
+    topic = new_topic()
+    produce(kafka.bootstrap_servers, topic, [str(number) for number in range(50)])
+    source = open_source(topic, poll_records_max=20)
+    assert len(poll_records(source, 1)) == 20
+    assert source.lag() == {TopicPartition(topic, 0): 30}
+
+
+def test_several_topics_in_one_source(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """One consumer serves all topics of all inputs."""
+    first, second = new_topic("first"), new_topic("second", partitions=2)
+    produce(kafka.bootstrap_servers, first, "a")
+    produce(kafka.bootstrap_servers, second, "b", partition=1)
+    source = open_source(first, second)
+    assert {(r.topic, r.partition, r.value) for r in poll_records(source, 2)} == {(first, 0, b"a"), (second, 1, b"b")}
+
+
+def test_pattern_reads_matching_topics(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """A pattern takes every topic whose whole name it matches, beside those that are named."""
+    named, matched, other = new_topic("named"), new_topic("sensor"), new_topic("other")
+    for topic in (named, matched, other):
+        produce(kafka.bootstrap_servers, topic, [topic])
+    source = open_source(named, patterns=(matched.replace("sensor", "sens.r"),))
+    assert {record.topic for record in poll_records(source, 2)} == {named, matched}
+    assert source.poll(0.5).records == []
+
+
+def test_pattern_never_takes_our_own_topics() -> None:
+    """Under a pattern that matches everything no output and no state becomes an input."""
+    config = settings("nowhere:9092", "g", forecast_topic="forecasts")
+    pattern = re.compile(subscription_pattern(config, ["a.b"], [".*"]))
+    ours = ("forecasts", "signals", "dead-letters", config.state_topic("ticks"))
+    assert [name for name in ours if pattern.match(name)] == []
+    assert all(pattern.match(name) for name in ("a.b", "ticks", "forecasts-2"))
+
+
+class Member(threading.Thread):
+    """Polls a source on a thread of its own, as every daemon does, and keeps what came."""
+
+    def __init__(self, source: KafkaSource) -> None:
+        super().__init__(daemon=True)
+        self.source = source
+        self.polls: list[Poll] = []
+        self.stopped = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self.stopped.is_set():
+            # Half a second is what the worker does; what is in between is a batch.
+            self.polls.append(self.source.poll(0.5))
+            for assigned in self.polls[-1].assigned:
+                self.source.resume(assigned.partition, assigned.offset)
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.join(30)
+
+
+def wait_for(enough: Callable[[], bool], *seen: object) -> None:
+    deadline = time.monotonic() + 60
+    while not enough():
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.05)
+
+
+def test_rebalance_moves_only_what_must_move(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """A second instance gets half of the partitions; the first keeps the others without a break."""
+    topic = new_topic(partitions=4)
+    one = Member(open_source(topic))
+    wait_for(lambda: len(gained(one.polls)) == 4, one.polls)
+    two = Member(open_source(topic, instance="two"))
+    wait_for(lambda: len(lost(one.polls)) == 2 and len(gained(two.polls)) == 2, one.polls, two.polls)
+    for number in range(4):
+        produce(kafka.bootstrap_servers, topic, [str(number)], partition=number)
+    wait_for(lambda: len(delivered(one.polls)) + len(delivered(two.polls)) == 4, one.polls, two.polls)
+    one.stop()
+    two.stop()
+    moved = {partition.partition for partition in lost(one.polls)}
+    assert len(gained(one.polls)) == 4  # none given twice: those that stayed were never revoked
+    assert delivered(two.polls) == {partition.partition for partition in gained(two.polls)} == moved
+    assert lost(two.polls) == []
+
+
+def test_rebalance_ends(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """Trap: a join that ends between two polls is thrown away and begun again; the group settles all the same."""
+    topic = new_topic(partitions=6)
+    members = [Member(open_source(topic, instance=str(number))) for number in range(3)]
+    wait_for(lambda: [len(gained(m.polls)) - len(lost(m.polls)) for m in members] == [2, 2, 2])
+    generations = {member.source.membership.generation_id for member in members}
+    time.sleep(4)
+    assert {member.source.membership.generation_id for member in members} == generations
+    for member in members:
+        member.stop()
+
+
+def test_close_hands_the_partitions_on_at_once(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """Who closes leaves the group: the others do not wait for the session to end."""
+    topic = new_topic(partitions=2)
+    first = open_source(topic, session_timeout_s=45.0)
+    poll_until(first, lambda polls: len(gained(polls)) == 2)
+    first.close()
+    second = open_source(topic, instance="two", session_timeout_s=45.0)
+    started = time.monotonic()
+    poll_until(second, lambda polls: len(gained(polls)) == 2, timeout_s=15.0)
+    assert time.monotonic() - started < 15.0
+
+
+def test_restart_takes_its_partitions_up_again(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """A crash and a restart under the same name: its partitions come back long before the old session ends."""
+    topic = new_topic(partitions=4)
+    crashed = open_source(topic, session_timeout_s=45.0)
+    poll_until(crashed, lambda polls: len(gained(polls)) == 4)
+    restarted = open_source(topic, session_timeout_s=45.0)
+    polls = poll_until(restarted, lambda polls: len(gained(polls)) == 4, timeout_s=20.0)
+    assert sorted(gained(polls)) == [TopicPartition(topic, number) for number in range(4)]
+
+
+def test_offset_under_an_open_transaction_is_waited_for(
+    kafka: Broker, open_source: Open, new_topic: NewTopics, group: str
+) -> None:
+    """A partition is not taken up while a transaction that moves its offset is open; then at the moved offset."""
+    topic = new_topic()
+    produce(kafka.bootstrap_servers, topic, "abcdef")
+    config = settings(kafka.bootstrap_servers, group, instance="other")
+    leaving = KafkaSource(config, [topic])
+    poll_records(leaving, 6)
+    sink = KafkaSink(config, leaving)
+    sink.begin()
+    sink._producer.send_offsets_to_transaction(
+        client_offsets({TopicPartition(topic, 0): Commit(6, 4)}), leaving.membership
+    )
+    leaving.close()
+    source = open_source(topic)
+    polls = [source.poll(0.2) for _ in range(8)]
+    assert gained(polls) == []
+    sink._producer.commit_transaction()
+    polls = poll_until(source, lambda polls: bool(gained(polls)))
+    assert [(a.offset, a.replay_offset) for poll in polls for a in poll.assigned] == [(6, 4)]
+    sink.close()
+
+
+def test_poison_bytes_are_delivered_as_they_are(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """No deserializer stands in the way: any bytes, and none, reach the worker, who judges them."""
+    topic = new_topic()
+    config = {"bootstrap.servers": kafka.bootstrap_servers}
+    producer = Producer(config)
+    producer.produce(topic, value=b"\xff\xfe{", key=None)
+    producer.produce(topic, value=None, key=b"\x00")
+    assert producer.flush(30) == 0
+    records = poll_records(open_source(topic), 2)
+    assert [(record.key, record.value) for record in records] == [(None, b"\xff\xfe{"), (b"\x00", None)]
+
+
+def test_resume_of_a_partition_that_is_gone_does_nothing(open_source: Open, new_topic: NewTopics) -> None:
+    """resume, rewind and pause of a partition that is not ours are no errors: it may have gone meanwhile."""
+    source = open_source(new_topic())
+    stranger = TopicPartition("stranger", 3)
+    source.resume(stranger, 5)
+    source.rewind({stranger: 5})
+    source.pause([stranger])
+    assert source.lag() == {}
