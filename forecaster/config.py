@@ -101,6 +101,10 @@ class KafkaConfig(Section, frozen=True):
         """The compacted topic that keeps the state of `topic`'s streams, partition by partition."""
         return f"{self.group_id}.{topic}.state"
 
+    def internal_topic(self, topic: str) -> str:
+        """Where the records of an input with `repartition` go under their stream's key."""
+        return f"{self.group_id}.{topic}.rekeyed"
+
 
 class TimeConfig(Section, frozen=True):
     """Where a record's time is: a field and its unit, or (no field) Kafka's own timestamp."""
@@ -136,6 +140,9 @@ class InputConfig(Section, frozen=True):
     topics: tuple[Topic, ...] = ()
     pattern: str | None = None
     stream: Name = STREAM_FROM_KEY  # a field, or "@key"
+    # The producer does not key by stream: send each record on under its stream's id first, so that every stream has
+    # one partition. Costs a second way through the broker.
+    repartition: bool = False
     time: TimeConfig = TimeConfig()
     targets: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=64)] = ("value",)
     features: tuple[Name, ...] = ()
@@ -378,6 +385,8 @@ def _check_input(each: InputConfig, place: str, refuse: Any) -> None:
     if bool(each.topics) == (each.pattern is not None):
         raise refuse(f"{place} topics", "expected either topics or a pattern")
     if each.pattern is not None:
+        if each.repartition:
+            raise refuse(f"{place} repartition", "needs topics by name, for each gets an internal topic beside it")
         try:
             re.compile(each.pattern)
         except re.error as error:

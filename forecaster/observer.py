@@ -12,12 +12,15 @@ import numpy as np
 from forecaster import signals
 from forecaster.errors import BrokerUnavailable
 from forecaster.evaluation import direction_hits
-from forecaster.labels import Direction, Eviction, Rebalance, Stage
+from forecaster.labels import Direction, Eviction, Rebalance
 from forecaster.labels import Outcome as TransactionOutcome
+from forecaster.labels import Stage as Place
 from forecaster.metrics import Metrics
 from forecaster.model.step import StepEngine
-from forecaster.pipeline import Outcome, Pipeline
+from forecaster.outcome import Outcome
+from forecaster.pipeline import Pipeline
 from forecaster.records import Record, TopicPartition
+from forecaster.worker import Stage
 
 _DIRECTIONS = {signals.UP: Direction.UP, signals.DOWN: Direction.DOWN, signals.FLAT: Direction.FLAT}
 
@@ -47,14 +50,14 @@ class MetricsObserver:
         for record in records:
             self._newest_ms[record.topic, record.partition] = record.timestamp
 
-    def stepped(self, pipeline: Pipeline, outcome: Outcome) -> None:
+    def stepped(self, stage: Stage, outcome: Outcome) -> None:
         """A batch went through the compiled step."""
-        engine = self._engines[pipeline.config.name]
+        engine = self._engines[stage.config.name]
         if outcome.forecast is not None:
             self._steps.append(_Step(engine.step_seconds, len(outcome.streams) + outcome.replayed, engine.rounds))
-        self._metrics.set_traces(pipeline.config.name, engine.traces)
+        self._metrics.set_traces(stage.config.name, engine.traces)
 
-    def committed(self, outcomes: Sequence[tuple[Pipeline, Outcome]], commit_seconds: float) -> None:
+    def committed(self, outcomes: Sequence[tuple[Stage, Outcome]], commit_seconds: float) -> None:
         """The batch is visible: now it counts."""
         metrics, now_s = self._metrics, time.time()
         metrics.count_records(self._polled)
@@ -64,11 +67,11 @@ class MetricsObserver:
             metrics.observe_step(seconds=step.seconds, records=step.records, rounds=step.rounds)
         ages = [now_s - outcome.timestamp_ms / 1e3 for _, outcome in outcomes]
         metrics.observe_commit(commit_seconds, np.concatenate(ages) if ages else np.zeros(0))
-        for pipeline, outcome in outcomes:
-            self._outcome(pipeline, outcome, now_s)
+        for stage, outcome in outcomes:
+            self._outcome(stage, outcome, now_s)
 
-    def _outcome(self, pipeline: Pipeline, outcome: Outcome, now_s: float) -> None:
-        metrics, config = self._metrics, pipeline.config
+    def _outcome(self, stage: Stage, outcome: Outcome, now_s: float) -> None:
+        metrics, config = self._metrics, stage.config
         metrics.count_dead_letters(Counter(error.reason for error in outcome.refused))
         metrics.count_forecasts(config.name, len(outcome.streams))
         metrics.observe_event_delays(now_s - outcome.time_s)
@@ -81,9 +84,9 @@ class MetricsObserver:
 
     def aborted(self, error: Exception) -> None:
         """The batch is undone and will be read again."""
-        stage = Stage.POLL if isinstance(error, BrokerUnavailable) else Stage.COMMIT
-        self._metrics.count_error(stage)
-        self._metrics.count_retry(stage)
+        place = Place.POLL if isinstance(error, BrokerUnavailable) else Place.COMMIT
+        self._metrics.count_error(place)
+        self._metrics.count_retry(place)
         if self._transactions:
             self._metrics.count_transaction(TransactionOutcome.ABORTED)
 

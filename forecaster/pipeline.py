@@ -33,7 +33,9 @@ from forecaster.messages import (
     output_headers,
 )
 from forecaster.model.columns import Scores, StepInputs, StepOutputs
+from forecaster.outcome import Outcome
 from forecaster.records import Output, Record, TopicPartition
+from forecaster.rekey import Original
 from forecaster.streams import Order, Slots, StreamKey, StreamTable, find_disorder, usual_interval_s
 
 
@@ -53,29 +55,6 @@ class OutputTopics(NamedTuple):
     signal: str
     dead_letter: str
     state: Callable[[str], str]  # of an input topic
-
-
-class Outcome(NamedTuple):
-    """What became of one batch of one input: for the sink, and, once committed, for who watches.
-
-    Columns have a row for each record that was stepped and answered, N of them.
-    """
-
-    outputs: list[Output]
-    refused: list[InvalidRecord]
-    streams: list[str]
-    time_s: NDArray[np.float64]  # [N]
-    timestamp_ms: NDArray[np.int64]  # [N] the records' own
-    values: NDArray[np.float64]  # [N, D]
-    forecast: StepOutputs | None
-    directions: NDArray[np.int8]  # [N, D, H]
-    signals: NDArray[np.int8]  # of those published
-    replayed: int  # stepped in silence: their answers were committed before
-
-    @property
-    def scores(self) -> Scores | None:
-        """Of the forecasts that these records settled."""
-        return None if self.forecast is None else self.forecast.scores
 
 
 class Pipeline:
@@ -103,6 +82,7 @@ class Pipeline:
         self._topics = topics
         self._partition_of = partition_of
         self._decoder = TickDecoder(config)
+        self._original: Callable[[Record], Record] = Original.of if config.repartition else lambda record: record
         self._forecasts = ForecastEncoder(config, model)
         self._signals = SignalEncoder(config, model)
         self.table = StreamTable(streams.capacity)
@@ -152,7 +132,7 @@ class Pipeline:
         letters = [error for position, error in refused if not answered[position]]
         outcome.refused.extend(letters)
         outcome.outputs.extend(
-            dead_letter(records[position], error, self._topics.dead_letter)
+            dead_letter(self._original(records[position]), error, self._topics.dead_letter)
             for position, error in refused
             if not answered[position]
         )
@@ -303,9 +283,7 @@ class Pipeline:
     ) -> Outcome:
         """The outputs of the batch. Every record moves its stream's direction on; only loud ones are published."""
         if forecast is None:
-            none = np.zeros(0)
-            empty = np.zeros(0, np.int8)
-            return Outcome([], [], [], none, none.astype(np.int64), none[:, None], None, empty, empty, 0)
+            return Outcome.empty()
         way = signals.directions(forecast.up, forecast.down, self.config.signal.threshold)
         signal_way = way[:, self.config.signal_target, self.config.signal_horizon]
         publish = self._signalled(signal_way, slots, order) & loud
@@ -323,7 +301,7 @@ class Pipeline:
             signals=signal_way[publish],
             replayed=len(loud) - len(rows),
         )
-        headers = [output_headers(record) for record in kept]
+        headers = [output_headers(self._original(record)) for record in kept]
         outcome.outputs.extend(self._forecast_outputs(outcome, kept, headers, slots, numbers, rows))
         chosen = np.flatnonzero(publish[rows])
         if len(chosen):

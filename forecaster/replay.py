@@ -21,9 +21,11 @@ from forecaster.evaluation import Evaluation
 from forecaster.health import Health
 from forecaster.kafka import partition_for_key
 from forecaster.memory import MemoryLog, MemorySink, MemorySource
-from forecaster.pipeline import Outcome, Pipeline
+from forecaster.outcome import Outcome
+from forecaster.pipeline import Pipeline
 from forecaster.records import Output, Record, TopicPartition
 from forecaster.service import Engines, Progress, build_pipelines, build_worker
+from forecaster.worker import Stage
 
 Write = Callable[[list[bytes]], None]
 
@@ -53,7 +55,7 @@ def replay(
     records: Iterable[Record],
     writers: Mapping[str, Write],
     progress: Progress | None = None,
-    watch: Callable[[int], None] = lambda records: None,
+    watch: Callable[[int], None] = lambda _records: None,
 ) -> Summary:
     """Step records through the input's network and write what follows.
 
@@ -70,7 +72,7 @@ def replay(
     """
     topic = input_config.name
     config = msgspec.structs.replace(
-        config, inputs=(msgspec.structs.replace(input_config, topics=(topic,), pattern=None),)
+        config, inputs=(msgspec.structs.replace(input_config, topics=(topic,), pattern=None, repartition=False),)
     )
     engines = Engines.compiled(config, progress)
     kept: frozenset[str] = frozenset({topic})
@@ -121,10 +123,10 @@ class _Watcher:
         self.summary.records += len(records)
         self._watch(len(records))
 
-    def stepped(self, pipeline: Pipeline, outcome: Outcome) -> None:
+    def stepped(self, stage: Stage, outcome: Outcome) -> None:
         """Nothing counts before it is committed."""
 
-    def committed(self, outcomes: Sequence[tuple[Pipeline, Outcome]], commit_seconds: float) -> None:
+    def committed(self, outcomes: Sequence[tuple[Stage, Outcome]], commit_seconds: float) -> None:
         del commit_seconds
         summary = self.summary
         for _, outcome in outcomes:

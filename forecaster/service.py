@@ -1,4 +1,4 @@
-"""The daemon put together: models, compiled steps, HTTP server, Kafka, worker; in that order, and taken down backwards."""
+"""The daemon put together: HTTP server, Kafka, compiled steps, worker; in that order, and taken down backwards."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import NamedTuple
 
 import msgspec
 
 from forecaster import log as logs
 from forecaster.config import Config, InputConfig
-from forecaster.errors import BrokerUnavailable
+from forecaster.errors import BrokerUnavailable, ForecasterError
 from forecaster.health import Health
 from forecaster.kafka import KafkaSink, KafkaSource, partition_for_key
 from forecaster.log import event
@@ -31,13 +32,16 @@ from forecaster.model.spec import NetworkSpec
 from forecaster.model.step import StepEngine
 from forecaster.observer import MetricsObserver
 from forecaster.pipeline import OutputTopics, Pipeline
+from forecaster.rekey import Rekeyer
 from forecaster.routing import Routes
 from forecaster.web import WebServer
-from forecaster.worker import Observer, Sink, Source, Worker
+from forecaster.worker import Observer, Sink, Source, Stage, Worker
 
 log = logging.getLogger(__name__)
 
 UNTRAINED = "untrained"
+# Seconds on a laptop; a busy machine with a large network takes longer.
+COMPILE_TIMEOUT_S = 600.0
 Progress = Callable[[str, int, int], None]
 
 
@@ -89,7 +93,7 @@ class Engines(NamedTuple):
             engine = StepEngine(load_model(each), config.streams.capacity, config.device.device)
             started_s = time.perf_counter()
             name = each.name
-            engine.compile(None if progress is None else lambda done, of, name=name: progress(f"compile {name}", done, of))
+            engine.compile(None if progress is None else partial(progress, f"compile {name}"))
             seconds = round(time.perf_counter() - started_s, 1)
             event(log, "compiled", input=name, model=engine.model.version, device=engine.device_name, seconds=seconds)
             engines[name] = engine
@@ -111,6 +115,16 @@ def build_pipelines(
     return pipelines
 
 
+def build_rekeyers(config: Config, partition_of: Callable[[str, bytes], int | None]) -> dict[str, Rekeyer]:
+    """The hop before the pipeline of each input with `repartition`, by input."""
+    kafka = config.kafka
+    return {
+        each.name: Rekeyer(each, kafka.internal_topic, kafka.dead_letter_topic, partition_of)
+        for each in config.inputs
+        if each.repartition
+    }
+
+
 def build_worker(  # the parts that every run has: on Kafka, in memory, in the demo
     config: Config,
     pipelines: list[Pipeline],
@@ -118,15 +132,22 @@ def build_worker(  # the parts that every run has: on Kafka, in memory, in the d
     sink: Sink,
     observer: Observer,
     health: Health,
+    rekeyers: Mapping[str, Rekeyer] = MappingProxyType({}),
 ) -> Worker:
-    """The loop over these parts."""
-    routes = Routes(config.inputs)
+    """The loop over these parts; `rekeyers` by input."""
+    routes = Routes(config.inputs, config.kafka)
     by_name = {pipeline.config.name: pipeline for pipeline in pipelines}
+
+    def stage_of(topic: str) -> Stage:
+        name = routes.input_of(topic)
+        return rekeyers[name] if routes.is_rekeyed(topic) else by_name[name]
+
     return Worker(
         source,
         sink,
-        lambda topic: by_name[routes.input_of(topic)],
+        stage_of,
         pipelines,
+        list(rekeyers.values()),
         config.kafka.state_topic,
         observer,
         health,
@@ -155,7 +176,7 @@ def run(
     *,
     progress: Progress | None = None,
     observe: Callable[[Observer], Observer] = lambda observer: observer,
-    started: Callable[[str, Health], None] = lambda url, health: None,
+    started: Callable[[str, Health], None] | None = None,
 ) -> None:
     """The daemon, until `stop` is set.
 
@@ -176,20 +197,25 @@ def run(
     metrics.ready_when(lambda: health.ready)
     with ExitStack() as stack:
         server = stack.enter_context(WebServer(config.http.listen, health, metrics.exposition))
-        started(server.url, health)
+        if started is not None:
+            started(server.url, health)
         event(log, "listening", http=server.url)
-        with health.waiting("compiling", 600.0):
-            engines = Engines.compiled(config, progress)
-        declare_metrics(metrics, config, engines)
+        # First: a wrong password is told in a second, not after the compile. The group is joined by the first poll.
         source, sink = _connect(config, stop, health)
         if source is None or sink is None:
             return
-        pipelines = build_pipelines(
-            config, engines, lambda topic, key: partition_for_key(key, sink.partitions(topic))
-        )
+        with health.waiting("compiling", COMPILE_TIMEOUT_S):
+            engines = Engines.compiled(config, progress)
+        declare_metrics(metrics, config, engines)
+
+        def partition_of(topic: str, key: bytes) -> int:
+            return partition_for_key(key, sink.partitions(topic))
+
+        pipelines = build_pipelines(config, engines, partition_of)
+        rekeyers = build_rekeyers(config, partition_of)
         exactly_once = config.kafka.processing_guarantee == "exactly-once"
         observer = observe(MetricsObserver(metrics, engines.by_input, transactions=exactly_once))
-        worker = build_worker(config, pipelines, source, sink, observer, health)
+        worker = build_worker(config, pipelines, source, sink, observer, health, rekeyers)
         event(log, "running", group=config.kafka.group_id, instance=config.kafka.instance)
         worker.run(stop)
         event(log, "drained")
@@ -199,12 +225,17 @@ def _connect(config: Config, stop: threading.Event, health: Health) -> tuple[Kaf
     """The source and the sink; while no broker answers, wait and say so. Nones where `stop` came first."""
     while not stop.is_set():
         try:
-            source = KafkaSource(config.kafka, *Routes(config.inputs).subscription)
-            return source, KafkaSink(config.kafka, source)
+            source = KafkaSource(config.kafka, *Routes(config.inputs, config.kafka).subscription)
+            try:
+                return source, KafkaSink(config.kafka, source)
+            except ForecasterError:
+                source.close()
+                raise
         except BrokerUnavailable as error:
             wait_s = random.uniform(1.0, 3.0)  # noqa: S311 - jitter, not a secret
             health.fail("broker", str(error))
-            event(log, "no broker yet", level=logging.WARNING, repeat_as="no broker", why=error, wait_s=round(wait_s, 1))
+            wait_s = round(wait_s, 1)
+            event(log, "no broker yet", level=logging.WARNING, repeat_as="no broker", why=error, wait_s=wait_s)
             with health.waiting("the broker", wait_s + 120.0):
                 stop.wait(wait_s)
     return None, None

@@ -16,10 +16,15 @@ from typing import NamedTuple, Protocol
 from forecaster.errors import BrokerUnavailable, TransactionAborted
 from forecaster.health import Health
 from forecaster.log import event
-from forecaster.pipeline import Outcome, Pipeline
+from forecaster.outcome import Outcome
+from forecaster.pipeline import Pipeline
 from forecaster.records import Assigned, Commit, Output, Poll, Record, TopicPartition
+from forecaster.rekey import Rekeyer
 
 log = logging.getLogger(__name__)
+
+Stage = Pipeline | Rekeyer
+"""What an input's records go through."""
 
 # How long the loop may stay with a restore before it polls again: polls keep the member in its group.
 RESTORE_SLICE_S = 0.2
@@ -64,8 +69,8 @@ class Observer(Protocol):
     """Who watches the worker: the metrics, the demo's display, a test."""
 
     def polled(self, records: Sequence[Record]) -> None: ...
-    def stepped(self, pipeline: Pipeline, outcome: Outcome) -> None: ...
-    def committed(self, outcomes: Sequence[tuple[Pipeline, Outcome]], commit_seconds: float) -> None: ...
+    def stepped(self, stage: Stage, outcome: Outcome) -> None: ...
+    def committed(self, outcomes: Sequence[tuple[Stage, Outcome]], commit_seconds: float) -> None: ...
     def aborted(self, error: Exception) -> None: ...
     def moved(self, assigned: Sequence[TopicPartition], revoked: Sequence[TopicPartition], held: int) -> None: ...
     def restored(self, partition: TopicPartition, rows: int, seconds: float) -> None: ...
@@ -76,6 +81,7 @@ class _Restore(NamedTuple):
     """A partition that waits for its streams' states."""
 
     assigned: Assigned
+    pipeline: Pipeline
     reader: StateReader
     started_s: float
 
@@ -87,19 +93,25 @@ class Worker:
         self,
         source: Source,
         sink: Sink,
-        pipeline_of: Callable[[str], Pipeline],
+        stage_of: Callable[[str], Stage],
         pipelines: Sequence[Pipeline],
+        rekeyers: Sequence[Rekeyer],
         state_topic: Callable[[str], str],
         observer: Observer,
         health: Health,
         poll_timeout_s: float = 0.5,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`pipeline_of` names the pipeline of an input topic, `state_topic` the topic of its states."""
+        """The loop over these parts.
+
+        `stage_of` names what an input topic's records go through: their pipeline, or the rekeyer before it;
+        `state_topic` the topic of its streams' states.
+        """
         self._source = source
         self._sink = sink
-        self._pipeline_of = pipeline_of
+        self._stage_of = stage_of
         self._pipelines = pipelines
+        self._stages: tuple[Stage, ...] = (*pipelines, *rekeyers)
         self._state_topic = state_topic
         self._observer = observer
         self._health = health
@@ -160,23 +172,23 @@ class Worker:
             pipeline.settle()
         self._observer.committed(outcomes, seconds)
 
-    def _process(self, records: Sequence[Record]) -> list[tuple[Pipeline, Outcome]]:
+    def _process(self, records: Sequence[Record]) -> list[tuple[Stage, Outcome]]:
         self._observer.polled(records)
         batches: dict[str, list[Record]] = {}
         for record in records:
             batches.setdefault(record.topic, []).append(record)
-        by_pipeline: dict[int, list[Record]] = {}
+        by_stage: dict[int, list[Record]] = {}
         for topic, batch in batches.items():
-            by_pipeline.setdefault(self._pipelines.index(self._pipeline_of(topic)), []).extend(batch)
+            by_stage.setdefault(self._stages.index(self._stage_of(topic)), []).extend(batch)
         outcomes = []
-        for index, batch in by_pipeline.items():
-            pipeline = self._pipelines[index]
-            outcome = pipeline.process(batch, self._clock())
-            self._observer.stepped(pipeline, outcome)
-            outcomes.append((pipeline, outcome))
+        for index, batch in by_stage.items():
+            stage = self._stages[index]
+            outcome = stage.process(batch, self._clock())
+            self._observer.stepped(stage, outcome)
+            outcomes.append((stage, outcome))
         return outcomes
 
-    def _publish(self, records: Sequence[Record], outcomes: Sequence[tuple[Pipeline, Outcome]]) -> float:
+    def _publish(self, records: Sequence[Record], outcomes: Sequence[tuple[Stage, Outcome]]) -> float:
         """Send and commit; how many seconds that took."""
         started_s = time.perf_counter()
         now_s = self._clock()
@@ -205,7 +217,7 @@ class Worker:
         for partition, before in self._commits.items():
             if partition not in self._restores:
                 position = positions[partition]
-                checkpoint = self._pipeline_of(partition.topic).checkpoint
+                checkpoint = self._stage_of(partition.topic).checkpoint
                 # A replayed record was answered before: the answered offset never goes back. And what the replay has
                 # not come to yet is in no row that we could vouch for: a restart begins there at the latest.
                 commit = Commit(max(before.offset, position), checkpoint.replay_offset(partition, position))
@@ -223,11 +235,11 @@ class Worker:
         for record in records:
             first.setdefault(TopicPartition(record.topic, record.partition), record.offset)
         self._source.rewind(first)
-        undone = [pipeline.undo() for pipeline in self._pipelines]
+        undone = [stage.undo() for stage in self._stages]
         if not all(undone):
             # A stream moved between the tiers or was dropped: what is committed is the way back.
             for partition, commit in list(self._commits.items()):
-                if not undone[self._pipelines.index(self._pipeline_of(partition.topic))]:
+                if not undone[self._stages.index(self._stage_of(partition.topic))]:
                     self._begin_restore(Assigned(partition, commit.offset, commit.replay_offset))
         self._sink.abort()
 
@@ -285,7 +297,7 @@ class Worker:
             restore = self._restores.pop(partition, None)
             if restore is not None:
                 restore.reader.close()
-            self._pipeline_of(partition.topic).drop(partition)
+            self._stage_of(partition.topic).drop(partition)
         for assigned in poll.assigned:
             self._begin_restore(assigned)
         if poll.assigned or poll.revoked:
@@ -302,27 +314,29 @@ class Worker:
 
     def _begin_restore(self, assigned: Assigned) -> None:
         partition = assigned.partition
-        pipeline = self._pipeline_of(partition.topic)
-        pipeline.drop(partition)
-        pipeline.assign(partition, assigned.offset)
+        stage = self._stage_of(partition.topic)
+        stage.drop(partition)
+        stage.assign(partition, assigned.offset)
         self._commits[partition] = Commit(assigned.offset, assigned.replay_offset)
         self._positions[partition] = assigned.replay_offset
         self._source.pause([partition])
         old = self._restores.pop(partition, None)
         if old is not None:
             old.reader.close()
+        if isinstance(stage, Rekeyer):  # has no state
+            self._source.resume(partition, assigned.offset)
+            return
         state = TopicPartition(self._state_topic(partition.topic), partition.partition)
-        self._restores[partition] = _Restore(assigned, self._source.state_rows(state), time.perf_counter())
+        self._restores[partition] = _Restore(assigned, stage, self._source.state_rows(state), time.perf_counter())
         self._restored_rows[partition] = 0
 
     def _restore(self) -> None:
         """Read on in the states of newly assigned partitions, for a slice of time; start those that are complete."""
         deadline_s = time.perf_counter() + RESTORE_SLICE_S
         for partition, restore in list(self._restores.items()):
-            pipeline = self._pipeline_of(partition.topic)
             while not restore.reader.done and time.perf_counter() < deadline_s:
                 rows = restore.reader.read(max(0.0, deadline_s - time.perf_counter()))
-                misfits = pipeline.restore(partition, rows, self._clock())
+                misfits = restore.pipeline.restore(partition, rows, self._clock())
                 self._restored_rows[partition] += len(rows)
                 if misfits:
                     event(log, "states begun anew", level=logging.WARNING, partition=partition, streams=misfits)
