@@ -61,7 +61,9 @@ def _step(
             elapsed_s=np.concatenate(elapsed_s).astype(np.float32),
         )
     ).scores
-    late = [place >= _first_held_out(len(history.time_s), holdout) for place, (_, history) in zip(places, live, strict=True)]
+    late = [
+        place >= _first_held_out(len(history.time_s), holdout) for place, (_, history) in zip(places, live, strict=True)
+    ]
     chosen = np.flatnonzero(np.concatenate(late))
     names = [history.stream for (_, history), count in zip(live, counts, strict=True) for _ in range(count)]
     evaluation.add([names[i] for i in chosen], Scores(*(column[chosen] for column in scores)))

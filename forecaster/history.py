@@ -14,7 +14,7 @@ import datetime as dt
 import gzip
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,9 @@ _CSV, _PARQUET, _LINES = (".csv",), (".parquet", ".pq"), (".jsonl", ".ndjson", "
 SUFFIXES = (*_CSV, ".csv.gz", *_PARQUET, *_LINES, ".jsonl.gz")
 
 
-def read_file(path: Path, config: InputConfig, *, stream: str | None = None, topic: str | None = None) -> Iterator[MemoryRecord]:
+def read_file(
+    path: Path, config: InputConfig, *, stream: str | None = None, topic: str | None = None
+) -> Iterator[MemoryRecord]:
     """A file's rows as records of one input, in the file's order.
 
     Args:
@@ -102,10 +104,9 @@ def histories(
         counts.update(error.reason for _, error in ticks.refused)
         gathered.add(ticks)
     streams = gathered.streams(counts)
-    kept = sum(len(stream.time_s) for stream in streams)
-    if counts[Reason.LATE] > kept:
-        msg = f"{counts[Reason.LATE]} of {counts[Reason.LATE] + kept} records are older than their stream's newest: sort them by time"
-        raise InvalidHistory(msg)
+    late, kept = counts[Reason.LATE], sum(len(stream.time_s) for stream in streams)
+    if late > kept:
+        raise InvalidHistory(f"{late} of {late + kept} records are older than their stream's newest: sort them by time")
     if refused is not None:
         refused.update(counts)
     return streams
@@ -196,7 +197,7 @@ def _read_lines(path: Path, config: InputConfig) -> Iterator[_Row]:
     """Lines go as they are, good or bad: the decoder is the judge."""
     field = TIMESTAMP_COLUMN if config.time.field is None else config.time.field
     unit = "auto" if config.time.field is None else config.time.unit
-    with open_file(path) if path.suffix.lower() == ".gz" else path.open("rb") as lines:
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as lines:
         for line in lines:
             text = line.strip()
             if text:
@@ -283,7 +284,7 @@ def _rows(batch: pa.RecordBatch, config: InputConfig) -> Iterator[_Row]:
         yield _timestamp_ms(row[position], unit), text
 
 
-def _numbers(column: Any, kind: type[float] | type[int]) -> list[Any]:
+def _numbers(column: Any, kind: type[float | int]) -> list[Any]:
     """Numbers where they are numbers; other text stays as it is, for the decoder to refuse."""
     if pa.types.is_integer(column.type) or (kind is float and pa.types.is_floating(column.type)):
         return _infinite_as_text(column.to_pylist())
@@ -296,7 +297,7 @@ def _numbers(column: Any, kind: type[float] | type[int]) -> list[Any]:
         return [_number(text, kind) for text in column.to_pylist()]
 
 
-def _number(text: str | None, kind: type[float] | type[int]) -> Any:
+def _number(text: str | None, kind: type[float | int]) -> Any:
     try:
         return _infinite_as_text([kind(text)])[0] if text is not None else None
     except ValueError:

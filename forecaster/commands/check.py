@@ -14,6 +14,7 @@ from forecaster import log as logs
 from forecaster.config import Config, InputConfig, KafkaConfig, load_config
 from forecaster.errors import ForecasterError, InvalidConfig, ModelMismatch
 from forecaster.networks import trained_model
+from forecaster.routing import Routes
 
 
 class Finding(NamedTuple):
@@ -22,16 +23,26 @@ class Finding(NamedTuple):
     ok: bool
     text: str
 
+    @classmethod
+    def fine(cls, text: str) -> Finding:
+        """It is as it should be."""
+        return cls(ok=True, text=text)
+
+    @classmethod
+    def wrong(cls, text: str) -> Finding:
+        """It is not, and the text says what to mend."""
+        return cls(ok=False, text=text)
+
 
 def run(arguments: argparse.Namespace) -> int:
     """0 all is well, 1 a finding, 2 the config itself cannot be used."""
     try:
         config = load_config(arguments.config, arguments.overrides)
-        findings = [Finding(True, f"{arguments.config}: {_names(config)}"), *_local(config)]
+        findings = [Finding.fine(f"{arguments.config}: {_names(config)}"), *_local(config)]
     except InvalidConfig as error:
         if not arguments.json:
             raise
-        _print_json([Finding(False, str(error))])
+        _print_json([Finding.wrong(str(error))])
         return error.exit_code
     logs.configure(config.log.format, "error")
     if arguments.connect:
@@ -61,12 +72,12 @@ def _local(config: Config) -> Iterator[Finding]:
     if kafka.security_protocol.startswith("SASL"):
         given = bool(kafka.sasl_password)
         missing = "no password: set [kafka] sasl_password_file or FORECASTER__KAFKA__SASL_PASSWORD"
-        yield Finding(given, f"password for {kafka.sasl_username}" if given else missing)
+        yield Finding.fine(f"password for {kafka.sasl_username}") if given else Finding.wrong(missing)
     for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         name = getattr(kafka, key)
         if name is not None:
-            there = Path(name).is_file()
-            yield Finding(there, f"[kafka] {key}: {name}" + ("" if there else " is no file"))
+            text = f"[kafka] {key}: {name}"
+            yield Finding.fine(text) if Path(name).is_file() else Finding.wrong(f"{text} is no file")
 
 
 def _model(config: InputConfig) -> Finding:
@@ -75,10 +86,10 @@ def _model(config: InputConfig) -> Finding:
         model = trained_model(config)
     except ModelMismatch as error:
         text = str(error)
-        return Finding(False, text if text.startswith(place) else f"{place}: {text}")
+        return Finding.wrong(text if text.startswith(place) else f"{place}: {text}")
     if model is None:
-        return Finding(True, f"{place}: none, forecasts are the last value until `forecaster train`")
-    return Finding(True, f"{place}: {config.model} version {model.version}")
+        return Finding.fine(f"{place}: none, forecasts are the last value until `forecaster train`")
+    return Finding.fine(f"{place}: {config.model} version {model.version}")
 
 
 def broker_findings(config: Config) -> list[Finding]:
@@ -86,26 +97,53 @@ def broker_findings(config: Config) -> list[Finding]:
     from forecaster.kafka import check_topics, describe_topics  # noqa: PLC0415 - a config can be checked without
 
     kafka = config.kafka
-    inputs = input_topics(config)
-    wrong = check_topics(kafka, inputs)
-    findings = [Finding(False, text) for text in wrong]
-    states = [kafka.state_topic(name) for name in inputs]
     try:
-        topics = describe_topics(kafka, [*inputs, kafka.forecast_topic, kafka.signal_topic, kafka.dead_letter_topic, *states])
+        inputs, rekeyed = input_topics(config), rekeyed_topics(config)
+        wrong = check_topics(kafka, inputs, rekeyed)
+        topics = describe_topics(kafka, _all_topics(kafka, inputs, rekeyed))
     except ForecasterError as error:
-        # Said already, or the broker went away in between.
-        return findings or [Finding(False, str(error))]
+        return [Finding.wrong(str(error))]
     fine = [name for name in topics if not any(f"topic {name} " in f"{text} " for text in wrong)]
     return [
-        Finding(True, f"broker {_where(kafka)} answers"),
-        *(Finding(True, f"topic {name}: {_partitions(topics[name].partitions)}") for name in fine),
-        *findings,
+        Finding.fine(f"broker {_where(kafka)} answers"),
+        *(Finding.fine(f"topic {name}: {_partitions(topics[name].partitions)}") for name in fine),
+        *map(Finding.wrong, wrong),
+        *_patterns(config, inputs),
     ]
 
 
 def input_topics(config: Config) -> list[str]:
-    """The topics that the inputs name; those of a pattern are known to the broker alone."""
-    return [topic for each in config.inputs for topic in each.topics]
+    """The topics of the inputs: those named, and those that the broker has for a pattern. Raises as the broker does."""
+    from forecaster.kafka import matching_topics, subscription_pattern  # noqa: PLC0415
+
+    topics = [topic for each in config.inputs for topic in each.topics]
+    patterns = [each.pattern for each in config.inputs if each.pattern is not None]
+    if patterns:
+        topics += matching_topics(config.kafka, subscription_pattern(config.kafka, topics, patterns))
+    return list(dict.fromkeys(topics))
+
+
+def rekeyed_topics(config: Config) -> list[str]:
+    """Those of them that have an internal topic beside them."""
+    return [topic for each in config.inputs if each.repartition for topic in each.topics]
+
+
+def _all_topics(kafka: KafkaConfig, inputs: list[str], rekeyed: list[str]) -> list[str]:
+    """In the order in which a record meets them."""
+    internal = {topic: kafka.internal_topic(topic) for topic in rekeyed}
+    states = [kafka.state_topic(internal.get(topic, topic)) for topic in inputs]
+    outputs = (kafka.forecast_topic, kafka.signal_topic, kafka.dead_letter_topic)
+    return [*inputs, *internal.values(), *outputs, *states]
+
+
+def _patterns(config: Config, topics: list[str]) -> Iterator[Finding]:
+    """A pattern that matches nothing yet is no mistake; a topic that two match is."""
+    routes = Routes(config.inputs, config.kafka)
+    for topic in topics:
+        try:
+            routes.input_of(topic)
+        except InvalidConfig as error:
+            yield Finding.wrong(str(error))
 
 
 def _where(kafka: KafkaConfig) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -42,16 +42,23 @@ class _Lines:
     """JSON lines into a file or standard output."""
 
     def __init__(self, stack: ExitStack, name: str) -> None:
-        self._name = name
+        self._name = "standard output" if name == "-" else name
         try:
-            self._file: IO[bytes] = sys.stdout.buffer if name == "-" else stack.enter_context(Path(name).open("wb"))
+            self._file: IO[bytes] = stack.enter_context(_open(name))
         except OSError as error:
             raise Fatal(f"{name}: cannot be written: {error.strerror}") from None
 
     def __call__(self, lines: list[bytes]) -> None:
         try:
-            self._file.write(b"\n".join(lines) + b"\n")
+            self._file.write(b"\n".join([*lines, b""]))
+            # Now: a reader gets each batch as it is made, and a full disk is told here and not at the exit.
+            self._file.flush()
         except BrokenPipeError:
             raise
         except OSError as error:
             raise Fatal(f"{self._name}: cannot be written: {error.strerror}") from None
+
+
+def _open(name: str) -> AbstractContextManager[IO[bytes]]:
+    # Standard output is the caller's, and stays open.
+    return nullcontext(sys.stdout.buffer) if name == "-" else Path(name).open("wb")

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _leave_in_time(stop: threading.Event, drained: threading.Event) -> None:
-    """A drain that a silent broker holds up is given up: nothing is lost, the next start goes on from the last commit."""
+    """Give up a drain that a silent broker holds up: nothing is lost, a restart goes on from the last commit."""
     stop.wait()
     if not drained.wait(DRAIN_MAX_S):
         event(log, "not drained in time", level=logging.ERROR, limit_s=DRAIN_MAX_S)

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from forecaster import log as logs
-from forecaster.commands.check import broker_findings, input_topics
+from forecaster.commands.check import broker_findings, input_topics, rekeyed_topics
 from forecaster.config import load_config
 
 
@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     from forecaster.kafka import create_topics  # noqa: PLC0415 - after a wrong config is told
 
     made = create_topics(
-        config.kafka, input_topics(config), partitions=arguments.partitions, replication=arguments.replication
+        config.kafka, input_topics(config), arguments.partitions, arguments.replication, rekeyed_topics(config)
     )
     findings = broker_findings(config)
     for finding in findings:

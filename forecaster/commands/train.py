@@ -179,16 +179,25 @@ def _scores(evaluation: Evaluation, config: InputConfig) -> list[dict[str, Any]]
 
 
 def _lines(report: TrainingReport, options: TrainOptions, kept: dict[str, Any], path: str) -> Iterator[str]:
-    history = kept["history"]
-    yield f"history   {history['records']:,} records of {history['streams']:,} streams, {history['from']} to {history['to']}"
+    history, share = kept["history"], f"the last {100 * options.holdout:.0f} % of each stream's time"
+    yield (
+        f"history   {history['records']:,} records of {history['streams']:,} streams, "
+        f"{history['from']} to {history['to']}"
+    )
     if history["refused"]:
         yield f"left out  {_refused(Counter(history['refused']))}"
     yield f"trained   {report.steps:,} steps, {report.epochs:,} epochs, {report.seconds:.0f} s"
-    yield f"loss      {report.loss:.4f} at the end; held out {report.held_out_loss:.4f}, untrained {report.untrained_loss:.4f}"
-    yield f"gradient  norm {report.gradient_norm:.3g} (largest {report.gradient_norm_max:.3g}, clipped to {options.clip_norm:g})"
+    yield (
+        f"loss      {report.loss:.4f} at the end; held out {report.held_out_loss:.4f}, "
+        f"untrained {report.untrained_loss:.4f}"
+    )
+    yield (
+        f"gradient  norm {report.gradient_norm:.3g}, "
+        f"largest {report.gradient_norm_max:.3g}, clipped to {options.clip_norm:g}"
+    )
     if report.gradient_back:
         yield f"          by records back: {_gradient_back(report.gradient_back)}"
-    yield f"held out  the last {100 * options.holdout:.0f} % of each stream's time; error = MAE / last value's, the streams' median"
+    yield f"held out  {share}; error = mean absolute error / last value's, the streams' median"
     for score in kept["held_out"]:
         yield f"          {_score(score)}"
     for warning in report.warnings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kafka import errors
@@ -12,7 +12,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from forecaster.errors import BrokerRefused, ForecasterError
 from forecaster.kafka import clients
-from forecaster.kafka.failures import translate, translated
+from forecaster.kafka.failures import translated
 
 if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
@@ -54,13 +54,17 @@ def require_topics(config: KafkaConfig, names: Sequence[str]) -> None:
 
 
 def create_topics(
-    config: KafkaConfig, inputs: Sequence[str], partitions: int | None = None, replication: int | None = None
+    config: KafkaConfig,
+    inputs: Sequence[str],
+    partitions: int | None = None,
+    replication: int | None = None,
+    rekeyed: Collection[str] = (),
 ) -> list[str]:
     """Make what is missing: the inputs, the outputs, a compacted state topic for each input.
 
     A state topic gets as many partitions as its input. Inputs and outputs get `partitions`; by default
     inputs what the broker gives, and outputs as many as the input with the most. `replication` is of all of
-    them, by default the broker's.
+    them, by default the broker's. An input that is `rekeyed` gets an internal topic beside it, which has the state.
 
     Returns:
         The names of those that were made.
@@ -71,7 +75,9 @@ def create_topics(
         counts = {name: found[name].partitions for name in inputs}
         outputs = (config.forecast_topic, config.signal_topic, config.dead_letter_topic)
         wanted = {name: _new(partitions or max(counts.values(), default=1), replication) for name in outputs}
-        wanted |= {config.state_topic(name): _new(count, replication, compacted=True) for name, count in counts.items()}
+        wanted |= {config.internal_topic(name): _new(counts[name], replication) for name in rekeyed}
+        for state, name in _states(config, inputs, rekeyed).items():
+            wanted[state] = _new(counts[name], replication, compacted=True)
         return made + _create(admin, wanted, list(wanted))
 
 
@@ -81,27 +87,37 @@ def matching_topics(config: KafkaConfig, pattern: str) -> list[str]:
         return sorted(name for name in admin.list_topics() if re.fullmatch(pattern, name))
 
 
-def check_topics(config: KafkaConfig, inputs: Sequence[str]) -> list[str]:
+def check_topics(config: KafkaConfig, inputs: Sequence[str], rekeyed: Collection[str] = ()) -> list[str]:
     """What would keep the daemon from running against this broker: one line for each finding, none if all is well."""
-    states = {config.state_topic(name): name for name in inputs}
+    states = _states(config, inputs, rekeyed)
+    internal = {config.internal_topic(name): name for name in rekeyed}
     outputs = (config.forecast_topic, config.signal_topic, config.dead_letter_topic)
     try:
-        topics = describe_topics(config, [*inputs, *outputs, *states], configs=True)
+        topics = describe_topics(config, [*inputs, *outputs, *internal, *states], configs=True)
     except ForecasterError as error:
         return [str(error)]
     findings = []
     for name, topic in topics.items():
-        needs = ("READ",) if name in inputs else ("READ", "WRITE") if name in states else ("WRITE",)
+        needs = ("READ",) if name in inputs else ("WRITE",) if name in outputs else ("READ", "WRITE")
         findings += _findings(name, topic, needs)
-    for state, name in states.items():
-        have, want = topics[state], topics[name]
+    for mine, name in (states | internal).items():
+        have, want = topics[mine], topics[name]
         if have.exists and want.exists and have.partitions != want.partitions:
             findings.append(
-                f"topic {state} has {have.partitions} partitions and {name} has {want.partitions}: they must be equal"
+                f"topic {mine} has {have.partitions} partitions and {name} has {want.partitions}: they must be equal"
             )
-        if have.exists and have.compacted is False:
-            findings.append(f"topic {state} is not compacted: set its cleanup.policy to compact")
+    findings += [
+        f"topic {state} is not compacted: set its cleanup.policy to compact"
+        for state in states
+        if topics[state].compacted is False
+    ]
     return findings
+
+
+def _states(config: KafkaConfig, inputs: Sequence[str], rekeyed: Collection[str]) -> dict[str, str]:
+    """Each state topic, and the input that it has its number of partitions from."""
+    read = {name: config.internal_topic(name) if name in rekeyed else name for name in inputs}
+    return {config.state_topic(topic): name for name, topic in read.items()}
 
 
 def _findings(name: str, topic: TopicDescription, needs: Sequence[str]) -> list[str]:
