@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import NamedTuple
 
@@ -24,12 +23,12 @@ from forecaster.health import Health
 from forecaster.kafka import KafkaSink, KafkaSource, partition_for_key
 from forecaster.log import event
 from forecaster.metrics import Metrics
-from forecaster.model import registry
 from forecaster.model.layout import ROW_FORMAT
 from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
 from forecaster.model.spec import NetworkSpec
 from forecaster.model.step import StepEngine
+from forecaster.networks import network_spec, trained_model
 from forecaster.observer import MetricsObserver
 from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.rekey import Rekeyer
@@ -45,33 +44,17 @@ COMPILE_TIMEOUT_S = 600.0
 Progress = Callable[[str, int, int], None]
 
 
-def network_spec(config: InputConfig) -> NetworkSpec:
-    """The network that the config asks for."""
-    return NetworkSpec(
-        cell=config.network.cell,
-        units=config.network.units,
-        layers=config.network.layers,
-        targets=config.targets,
-        features=config.features,
-        categories=config.categories,
-        horizons=config.horizons,
-        quantiles=config.quantiles,
-        seasons=config.seasons,
-    )
-
-
 def load_model(config: InputConfig) -> Model:
     """The input's weights: its champion, or an untrained network that forecasts the last value.
 
     Raises:
         ModelMismatch: no weights where the config says, or weights for another network.
     """
-    spec = network_spec(config)
-    if config.model is None:
+    model = trained_model(config)
+    if model is None:
         event(log, "no model configured: forecasts are the last value until `forecaster train`", input=config.name)
+        spec = network_spec(config)
         return Model(spec=spec, weights=initial_weights(spec, seed=1), version=UNTRAINED)
-    model = registry.load(Path(config.model))
-    registry.require_fit(model, spec, f"[[inputs]] {config.name} model {config.model}")
     return model
 
 
