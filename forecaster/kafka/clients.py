@@ -6,12 +6,15 @@ Never a key or value deserializer: an exception in one wedges its partition for 
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.net.compat import KafkaNetClient
 from kafka.partitioner.default import murmur2
 
+from forecaster.errors import BrokerUnavailable
 from forecaster.kafka.failures import connecting, translated
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 # A broker that is there answers in milliseconds; the worker retries with its own backoff and says so.
 BOOTSTRAP_TIMEOUT_S = 4.0
+REACH_TIMEOUT_S = 2.0
 # The client's own pause after a failed try. On a transactional producer each retried request sleeps so long on
 # the thread that sends: the default (100 ms) would be most of a transaction whenever the coordinator is busy.
 RETRY_BACKOFF_MS = 15
@@ -65,23 +69,23 @@ def plain_consumer(config: KafkaConfig, *, committed: bool) -> Any:
 
 
 def _consumer(config: KafkaConfig, **options: Any) -> Any:
-    with connecting(config):
-        return KafkaConsumer(
-            **_connection(config),
-            **options,
-            enable_auto_commit=False,  # offsets go with the outputs, or not at all
-            # Where to begin is ours to say (KafkaSource); this is only for records that retention has deleted
-            # under us: the oldest that is left loses the least.
-            auto_offset_reset="earliest",
-            # A fetch in flight holds back a partition that was just resumed: half of the default halves that wait.
-            fetch_max_wait_ms=250,
-            # What is fetched ahead is memory: the default is 50 MB for each broker.
-            fetch_max_bytes=16 * 1024 * 1024,
-            check_crcs=True,  # with the crc32c package it costs 2 %
-            allow_auto_create_topics=False,  # a misspelt topic is an error, not a new topic
-            retry_backoff_ms=100,
-            metrics_enabled=False,  # its sensors cost CPU on every fetch; ours are in metrics.py
-        )
+    return _built(
+        config,
+        KafkaConsumer,
+        **options,
+        enable_auto_commit=False,  # offsets go with the outputs, or not at all
+        # Where to begin is ours to say (KafkaSource); this is only for records that retention has deleted
+        # under us: the oldest that is left loses the least.
+        auto_offset_reset="earliest",
+        # A fetch in flight holds back a partition that was just resumed: half of the default halves that wait.
+        fetch_max_wait_ms=250,
+        # What is fetched ahead is memory: the default is 50 MB for each broker.
+        fetch_max_bytes=16 * 1024 * 1024,
+        check_crcs=True,  # with the crc32c package it costs 2 %
+        allow_auto_create_topics=False,  # a misspelt topic is an error, not a new topic
+        retry_backoff_ms=100,
+        metrics_enabled=False,  # its sensors cost CPU on every fetch; ours are in metrics.py
+    )
 
 
 def producer(config: KafkaConfig) -> Any:
@@ -93,29 +97,29 @@ def producer(config: KafkaConfig) -> Any:
     if config.processing_guarantee == "exactly-once":
         options["transactional_id"] = config.client_id
         options["transaction_timeout_ms"] = _ms(config.transaction_timeout_s)
-    with connecting(config):
-        made = KafkaProducer(
-            **_connection(config),
-            **options,
-            acks="all",
-            enable_idempotence=True,
-            compression_type=None if config.compression == "none" else config.compression,
-            # A poll's outputs for one partition in one batch: with 256 KB a copy loop ran at half the speed, because
-            # every send after the first full batch wakes the sending thread. Under the broker's message.max.bytes
-            # (1 MB), which is checked against the whole batch.
-            batch_size=960 * 1024,
-            # Batches leave when they are full or when commit() flushes: sent any earlier, the sending thread
-            # would take the interpreter from the thread that fills them.
-            linger_ms=1_000,
-            # The topic's own limit decides, and the broker says so.
-            max_request_size=16 * 1024 * 1024,
-            # Above transaction_timeout_ms: a batch that expires inside a transaction does not abort it.
-            delivery_timeout_ms=_ms(max(config.delivery_timeout_s, config.transaction_timeout_s + 5.0)),
-            max_block_ms=_ms(min(BLOCK_MAX_S, config.request_timeout_s)),
-            retry_backoff_ms=RETRY_BACKOFF_MS,
-            allow_auto_create_topics=False,
-            metrics_enabled=False,  # its sensors cost CPU on every batch
-        )
+    made = _built(
+        config,
+        KafkaProducer,
+        **options,
+        acks="all",
+        enable_idempotence=True,
+        compression_type=None if config.compression == "none" else config.compression,
+        # A poll's outputs for one partition in one batch: with 256 KB a copy loop ran at half the speed, because
+        # every send after the first full batch wakes the sending thread. Under the broker's message.max.bytes
+        # (1 MB), which is checked against the whole batch.
+        batch_size=960 * 1024,
+        # Batches leave when they are full or when commit() flushes: sent any earlier, the sending thread
+        # would take the interpreter from the thread that fills them.
+        linger_ms=1_000,
+        # The topic's own limit decides, and the broker says so.
+        max_request_size=16 * 1024 * 1024,
+        # Above transaction_timeout_ms: a batch that expires inside a transaction does not abort it.
+        delivery_timeout_ms=_ms(max(config.delivery_timeout_s, config.transaction_timeout_s + 5.0)),
+        max_block_ms=_ms(min(BLOCK_MAX_S, config.request_timeout_s)),
+        retry_backoff_ms=RETRY_BACKOFF_MS,
+        allow_auto_create_topics=False,
+        metrics_enabled=False,  # its sensors cost CPU on every batch
+    )
     if options:
         try:
             with translated(config):
@@ -141,8 +145,43 @@ def discard(made: Any) -> None:
 
 def admin(config: KafkaConfig) -> Any:
     """A client for topics and groups. Close it."""
+    return _built(config, KafkaAdminClient, retry_backoff_ms=100)
+
+
+def _built(config: KafkaConfig, kind: Any, **options: Any) -> Any:
+    """A client, or one line why not; then with nothing left behind.
+
+    A client whose constructor fails leaves its thread running and its sockets open,
+    once for every try. So nobody is built before somebody answers at the address, and
+    the part that holds them is kept to be closed.
+    """
+    reach(config)
+    held: list[Any] = []
+
+    def hold(**settings: Any) -> Any:
+        held.append(KafkaNetClient(**settings))
+        return held[-1]
+
     with connecting(config):
-        return KafkaAdminClient(**_connection(config), retry_backoff_ms=100)
+        try:
+            return kind(**_connection(config), **options, kafka_client=hold)
+        except BaseException:
+            for each in held:
+                each.close()
+            raise
+
+
+def reach(config: KafkaConfig) -> None:
+    """Raises BrokerUnavailable, naming each address, unless one of them accepts a connection."""
+    told: list[str] = []
+    for server in config.bootstrap_servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S):
+                return
+        except (OSError, ValueError) as error:
+            told.append(f"{server.strip()}: {getattr(error, 'strerror', None) or error}")
+    raise BrokerUnavailable(f"no broker answers at {'; '.join(told)}")
 
 
 def _connection(config: KafkaConfig) -> dict[str, Any]:

@@ -144,8 +144,8 @@ def _refusal(error: Exception, config: KafkaConfig) -> str | None:
     lines: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
         (
             errors.SaslAuthenticationFailedError,
-            f"{config.bootstrap_servers} refused user {config.sasl_username}: check [kafka] sasl_username and its"
-            " password",
+            (f"{config.bootstrap_servers} refused user {config.sasl_username}: check [kafka] sasl_username and its"
+            " password"),
         ),
         (
             (errors.UnsupportedSaslMechanismError, errors.IllegalSaslStateError),

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kafka.structs import TopicPartition as ClientPartition
-
 from forecaster.kafka import clients
 from forecaster.kafka.failures import translated
 
 if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
-    from forecaster.records import Record, TopicPartition
+    from forecaster.records import Record
 
 END_TIMEOUT_S = 5.0
 # Rows are a kilobyte or two: some megabytes at a time.

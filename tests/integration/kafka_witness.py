@@ -53,7 +53,7 @@ def read_committed(bootstrap_servers: str, topic: str) -> list[Message]:
             if message.error() is None:
                 seen.append(message)
             else:
-                assert message.error().code() == KafkaError._PARTITION_EOF  # noqa: SLF001
+                assert message.error().code() == KafkaError._PARTITION_EOF
                 ended.add(message.partition())
         return seen
     finally:

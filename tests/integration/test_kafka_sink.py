@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from conftest import Broker, NewTopics
 from kafka import errors
 from kafka.admin import KafkaAdminClient, MemberToRemove
 from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
@@ -14,7 +15,6 @@ from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as ClientPartition
 from kafka_witness import committed, poll_records, poll_until, produce, read_committed, settings, values
 
-from conftest import Broker, NewTopics
 from forecaster.errors import Fatal, Fenced, TransactionAborted
 from forecaster.kafka import KafkaSink, KafkaSource
 from forecaster.records import Commit, Output, TopicPartition

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from conftest import Broker, NewTopics
 from kafka_witness import poll_records, poll_until, produce, settings
 
-from conftest import Broker, NewTopics
 from forecaster.kafka import KafkaSink, KafkaSource
 from forecaster.kafka.sink import client_offsets
 from forecaster.kafka.source import subscription_pattern
