@@ -1,0 +1,366 @@
+"""The daemon's parts put together with no broker: the real step, the real worker, Kafka's contract in memory."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from forecaster.config import Config, build_config
+from forecaster.errors import BrokerUnavailable, TransactionAborted
+from forecaster.health import Health
+from forecaster.memory import MemoryLog, MemorySink, MemorySource
+from forecaster.messages import parse_source
+from forecaster.model.network import initial_weights
+from forecaster.model.registry import Model
+from forecaster.model.spec import NetworkSpec
+from forecaster.model.step import StepEngine
+from forecaster.outcome import Outcome
+from forecaster.pipeline import OutputTopics, Pipeline
+from forecaster.records import Commit, MemoryRecord, Output, Record, TopicPartition
+from forecaster.routing import Routes
+from forecaster.worker import Worker
+
+START_MS = 1_735_732_800_000
+MINUTE_MS = 60_000
+CAPACITY = 16  # one bucket, one compilation
+LAYOUT = 0xABCD
+
+TICKS: dict[str, Any] = {
+    "name": "ticks",
+    "topics": ["ticks"],
+    "stream": "symbol",
+    "time": {"field": "time", "unit": "ms"},
+    "targets": ["price"],
+    "horizons": [1, 3],
+    "quantiles": [0.1, 0.5, 0.9],
+    "network": {"units": 8},
+    "signal": {"threshold": 0.5},  # so that the direction changes often
+}
+SENSORS: dict[str, Any] = {
+    "name": "sensors",
+    "topics": ["sensors"],
+    "time": {},
+    "targets": ["heat", "flow"],
+    "features": ["load"],
+    "categories": {"mode": ["on", "off"]},
+    "horizons": [2],
+    "quantiles": [0.25, 0.5, 0.75],
+    "network": {"units": 4, "cell": "gru"},
+}
+
+
+def make_config(*inputs: dict[str, Any], streams: dict[str, Any] | None = None, **ticks: Any) -> Config:
+    """The ticks input with `ticks` over it, or these inputs; a table for few streams."""
+    sections = {"capacity": CAPACITY, "flush_interval_s": 10.0} | (streams or {})
+    kafka = {"poll_records_max": min(CAPACITY, sections["capacity"])}
+    return build_config({"inputs": list(inputs) or [TICKS | ticks], "streams": sections, "kafka": kafka}, "test")
+
+
+def spec_of(config: Config, number: int = 0) -> NetworkSpec:
+    """The network of one of the inputs."""
+    each = config.inputs[number]
+    return NetworkSpec(
+        cell=each.network.cell,
+        units=each.network.units,
+        targets=each.targets,
+        features=each.features,
+        categories=each.categories,
+        horizons=each.horizons,
+        quantiles=each.quantiles,
+    )
+
+
+@functools.cache
+def compiled(spec_json: bytes, which: int) -> StepEngine:
+    """One engine for each network and `which`, compiled once; a pipeline begins its streams anew in it."""
+    spec = msgspec.json.decode(spec_json, type=NetworkSpec)
+    weights = initial_weights(spec, 3)
+    random = np.random.default_rng(4)
+    # An untrained head's kernel is zero: fill it, so that a forecast shows all of the stream's past.
+    weights["head/kernel"] = (0.5 * random.standard_normal(weights["head/kernel"].shape)).astype(np.float32)
+    engine = StepEngine(Model(spec=spec, weights=weights, version=f"v{which}"), CAPACITY, "cpu")
+    engine.compile()
+    return engine
+
+
+def engine_of(config: Config, number: int = 0, which: int = 1) -> StepEngine:
+    """The compiled step of one of the inputs. Two daemons that live side by side need two (`which`)."""
+    return compiled(msgspec.json.encode(spec_of(config, number)), which)
+
+
+TOPICS = OutputTopics("forecasts", "signals", "dead-letters", lambda topic: f"{topic}.state")
+
+
+def make_pipeline(
+    config: Config, number: int = 0, which: int = 1, partitions: int = 4, layout: int = LAYOUT
+) -> Pipeline:
+    """One input's pipeline; outputs go to partition (length of the key) % partitions."""
+    engine = engine_of(config, number, which)
+    each = config.inputs[number]
+    return Pipeline(
+        each, config.streams, engine, layout, f"{each.name}@v1", TOPICS, lambda _, key: len(key) % partitions
+    )
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = START_MS / 1e3
+
+    def __call__(self) -> float:
+        """What time it is."""
+        return self.now_s
+
+
+class Watch:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: Counter[str] = Counter()
+        self.outcomes: list[Outcome] = []
+        self.errors: list[Exception] = []
+
+    def polled(self, records: Sequence[Record]) -> None:
+        """Count."""
+        self.told["polled"] += len(records)
+
+    def stepped(self, pipeline: Pipeline, outcome: Outcome) -> None:
+        """Count."""
+        self.told["stepped"] += len(outcome.streams) + outcome.replayed
+
+    def committed(self, outcomes: Sequence[tuple[Pipeline, Outcome]], commit_seconds: float) -> None:
+        """Keep the outcomes."""
+        assert commit_seconds >= 0
+        self.outcomes += [outcome for _, outcome in outcomes]
+        self.told["committed"] += 1
+
+    def aborted(self, error: Exception) -> None:
+        """Keep the reason."""
+        self.errors.append(error)
+
+    def moved(self, assigned: Sequence[TopicPartition], revoked: Sequence[TopicPartition], held: int) -> None:
+        """Count."""
+        self.told["gained"] += len(assigned)
+        self.told["lost"] += len(revoked)
+        self.told["held"] = held
+
+    def restored(self, partition: TopicPartition, rows: int, seconds: float) -> None:
+        """Count."""
+        self.told["rows"] += rows
+
+    def turned(self, pipelines: Iterable[Pipeline], lag: Mapping[TopicPartition, int]) -> None:
+        """Count."""
+        self.told["turned"] += 1
+
+
+class RefusingSink(MemorySink):
+    """A sink whose n-th commit fails for each n in `failures`, sending for negative ones."""
+
+    def __init__(self, log: MemoryLog, failures: Mapping[int, Exception]) -> None:
+        super().__init__(log)
+        self._failures = dict(failures)
+        self._begun = 0
+
+    def begin(self) -> None:
+        """Open a transaction."""
+        super().begin()
+        self._begun += 1
+
+    def send(self, outputs: Iterable[Output]) -> None:
+        """Hold the outputs, or fail half-way."""
+        outputs = list(outputs)
+        if -self._begun in self._failures:
+            super().send(outputs[: len(outputs) // 2])
+            raise self._failures[-self._begun]
+        super().send(outputs)
+
+    def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
+        """Commit, or fail with nothing of it to be seen."""
+        if self._begun in self._failures:
+            raise self._failures[self._begun]
+        super().commit(offsets)
+
+
+class Daemon:
+    """A worker over a log: everything that `forecaster run` has, but the broker and the HTTP server."""
+
+    def __init__(
+        self,
+        log: MemoryLog,
+        config: Config,
+        *,
+        poll: int = CAPACITY,
+        which: int = 1,
+        failures: Mapping[int, Exception] | None = None,
+        clock: Clock | None = None,
+        source: MemorySource | None = None,
+        layout: int = LAYOUT,
+    ) -> None:
+        self.log = log
+        self.clock = clock or Clock()
+        self.watch = Watch()
+        topics = [topic for each in config.inputs for topic in each.topics]
+        self.source = source or MemorySource(log, topics, poll)
+        self.sink = RefusingSink(log, failures or {})
+        self.pipelines = [make_pipeline(config, i, which, layout=layout) for i in range(len(config.inputs))]
+        routes = Routes(config.inputs)
+        by_name = {pipeline.config.name: pipeline for pipeline in self.pipelines}
+        self.health = Health(("broker", "assignment", "restore"))
+        self.worker = Worker(
+            self.source,
+            self.sink,
+            lambda topic: by_name[routes.input_of(topic)],
+            self.pipelines,
+            TOPICS.state,
+            self.watch,
+            self.health,
+            0.0,
+            self.clock,
+        )
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The only one."""
+        (pipeline,) = self.pipelines
+        return pipeline
+
+    def turn(self) -> bool:
+        """One turn; an abort is survived without the wait that `run` makes."""
+        try:
+            return self.worker.turn()
+        except (TransactionAborted, BrokerUnavailable):
+            return True
+
+    def settle(self, turns: int = 1_000, tick_s: float = 0.0) -> Daemon:
+        """Turn until there is nothing left to do; the clock moves by `tick_s` a turn."""
+        idle = 0
+        for _ in range(turns):
+            idle = 0 if self.turn() or self.health.checks()["restore"] else idle + 1
+            if idle == 3:
+                return self
+            self.clock.now_s += tick_s
+        message = f"still busy after {turns} turns"
+        raise AssertionError(message)
+
+
+def make_log(partitions: int = 1, *topics: str) -> MemoryLog:
+    """Input topics with their compacted state topics, and four partitions for what goes out."""
+    names = topics or ("ticks",)
+    log = MemoryLog(compacted=[TOPICS.state(topic) for topic in names])
+    for topic in names:
+        log.create(topic, partitions)
+        log.create(TOPICS.state(topic), partitions)
+    for topic in (TOPICS.forecast, TOPICS.signal, TOPICS.dead_letter):
+        log.create(topic, 4)
+    return log
+
+
+def tick(symbol: str, minute: float, price: float | None, **more: Any) -> dict[str, Any]:
+    """One record's fields."""
+    return {"symbol": symbol, "time": START_MS + minute * MINUTE_MS, "price": price, **more}
+
+
+def feed(log: MemoryLog, ticks: Iterable[dict[str, Any] | bytes], topic: str = "ticks") -> None:
+    """Append records; a stream's all go to one partition."""
+    count = log.partitions(topic)
+    for each in ticks:
+        value = each if isinstance(each, bytes) else json.dumps(each).encode()
+        symbol = "" if isinstance(each, bytes) else each["symbol"]
+        log.append(Output(topic, sum(symbol.encode()) % count, symbol.encode(), value, [], START_MS))
+
+
+def records(*ticks: dict[str, Any] | bytes, start: int = 0, partition: int = 0) -> list[Record]:
+    """Records of one partition, as a poll has them."""
+    return [
+        MemoryRecord("ticks", partition, start + i, START_MS, b"k", value)
+        for i, value in enumerate(each if isinstance(each, bytes) else json.dumps(each).encode() for each in ticks)
+    ]
+
+
+def walk(symbols: str, length: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random walks of several streams, in a random order of streams: `length` records in all."""
+    random = np.random.default_rng(seed)
+    price = dict.fromkeys(symbols, 100.0)
+    ticks = []
+    for minute in range(length):
+        symbol = symbols[random.integers(len(symbols))]
+        price[symbol] += random.standard_normal()
+        ticks.append(tick(symbol, minute, price[symbol]))
+    return ticks
+
+
+Source = tuple[str, int, int]
+
+
+class Answers(NamedTuple):
+    """Everything that a log says to its subscribers, by the record that it came from."""
+
+    forecasts: dict[Source, dict[str, Any]]
+    signals: dict[Source, dict[str, Any]]
+    dead: dict[Source, str]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Forecasts, signals, dead letters."""
+        return len(self.forecasts), len(self.signals), len(self.dead)
+
+
+def answers(log: MemoryLog) -> Answers:
+    """Read all outputs; no record may have two answers of a kind, nor a forecast and a dead letter."""
+    return answers_of(
+        record for topic in (TOPICS.forecast, TOPICS.signal, TOPICS.dead_letter) for record in log.all(topic)
+    )
+
+
+def answers_of(outputs: Iterable[MemoryRecord | Output]) -> Answers:
+    """Sort outputs by topic and source."""
+    found: dict[str, dict[Source, Any]] = defaultdict(dict)
+    for output in outputs:
+        source = parse_source(output.headers)
+        if source is None:
+            continue
+        key = (*source[0], source[1])
+        assert key not in found[output.topic], f"{key} is answered twice in {output.topic}"
+        if output.topic == TOPICS.dead_letter:
+            found[output.topic][key] = dict(output.headers)["reason"].decode()
+        else:
+            found[output.topic][key] = json.loads(output.value or b"")
+    both = found[TOPICS.forecast].keys() & found[TOPICS.dead_letter].keys()
+    assert not both, f"{both} have a forecast and a dead letter"
+    return Answers(found[TOPICS.forecast], found[TOPICS.signal], found[TOPICS.dead_letter])
+
+
+def numbers(forecast: dict[str, Any]) -> NDArray[np.float64]:
+    """Every quantile and probability of one forecast record; NaN for null."""
+    found = [[*each["quantiles"].values(), each["probability"]] for each in forecast["forecasts"]]
+    return np.array(found, np.float64)
+
+
+def assert_same(left: Answers, right: Answers, tolerance: float = 3e-5) -> None:
+    """The same answers to the same records; numbers to a part of the series' scale, which is about 1 here.
+
+    Forecasts are rounded to 1e-5 of the scale: where two runs differ in the last bit, the rounding may fall
+    to both sides.
+    """
+    assert left.dead == right.dead
+    assert left.forecasts.keys() == right.forecasts.keys()
+    for source, forecast in left.forecasts.items():
+        other = right.forecasts[source]
+        for name in ("stream", "time", "sequence", "values"):
+            assert forecast[name] == other[name], (source, name)
+        np.testing.assert_allclose(numbers(forecast), numbers(other), rtol=0, atol=tolerance, err_msg=str(source))
+    assert {s: e["direction"] for s, e in left.signals.items()} == {s: e["direction"] for s, e in right.signals.items()}
+
+
+def run_once(log: MemoryLog, config: Config, **options: Any) -> Answers:
+    """Run a daemon over all of a log; what it answered."""
+    Daemon(log, config, **options).settle()
+    return answers(log)
