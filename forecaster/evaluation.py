@@ -80,7 +80,8 @@ class Evaluation:
                 for i, stream in enumerate(names):
                     tally = self.tallies.setdefault((stream, target, horizon), Tally())
                     for name, values in sums.items():
-                        setattr(tally, name, getattr(tally, name) + values[i].item())
+                        before: int | float = getattr(tally, name)
+                        setattr(tally, name, before + type(before)(values[i]))  # counts stay whole numbers
 
     def tally(self, stream: str, target: int = 0, horizon: int = 0) -> Tally:
         """Of one stream; an empty one where nothing is settled yet."""
