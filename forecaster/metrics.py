@@ -308,6 +308,10 @@ class Metrics:
         self._evictions = declare.counter(
             "streams_evicted_total", "Streams that lost their place in a state table.", reason=Eviction
         )
+        self._split = declare.counter(
+            "streams_split_total",
+            "Streams seen in one more partition: each holds a part of their history. Key by stream, or `repartition`.",
+        )
         declare.read(
             "flush_age_seconds",
             "How long the oldest state row that is not yet in the state topic has been waiting. "
@@ -502,6 +506,10 @@ class Metrics:
     def count_evictions(self, reason: Eviction, streams: int) -> None:
         """Streams that lost their place."""
         self._evictions.labels(reason).inc(streams)
+
+    def count_split(self, streams: int) -> None:
+        """Streams that turned up in a second partition."""
+        self._split.inc(streams)
 
     def set_oldest_dirty(self, since_s: float | None) -> None:
         """Since when (seconds since the epoch) the oldest unwritten state row waits, or None when all are written."""

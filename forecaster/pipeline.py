@@ -7,6 +7,7 @@ a batch changed can be undone, for the transaction that carries it can still fai
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -19,6 +20,7 @@ from forecaster import signals
 from forecaster.checkpoint import Checkpoint
 from forecaster.config import InputConfig, StreamsConfig
 from forecaster.errors import InvalidRecord, ModelMismatch
+from forecaster.log import event
 from forecaster.messages import (
     ForecastColumns,
     ForecastEncoder,
@@ -37,6 +39,8 @@ from forecaster.outcome import Outcome
 from forecaster.records import Output, Record, TopicPartition
 from forecaster.rekey import Original
 from forecaster.streams import Order, Slots, StreamKey, StreamTable, find_disorder, usual_interval_s
+
+log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -211,12 +215,25 @@ class Pipeline:
         for key in keys:
             slot = self.table.admit(key, orjson.dumps(key.stream))
             self.table.columns["used_poll"][slot] = self._poll
-            self.split_streams += self.table.is_split(key.stream)
+            if self.table.is_split(key.stream):
+                self._note_split(key)
             slots.append(slot)
         if known:
             self._moved = True
             self._thaw([(slot, known[key]) for slot, key in zip(slots, keys, strict=True) if key in known])
         return slots
+
+    def _note_split(self, key: StreamKey) -> None:
+        self.split_streams += 1
+        event(
+            log,
+            "a stream in several partitions has its history split: key by stream, or set repartition = true",
+            level=logging.WARNING,
+            repeat_as=f"split {self.config.name}",
+            input=self.config.name,
+            stream=key.stream,
+            partition=key.partition,
+        )
 
     def _evict(self, slots: list[int]) -> None:
         """Move streams from the device to host memory; beyond `streams_max` drop the longest idle ones."""

@@ -30,6 +30,8 @@ Stage = Pipeline | Rekeyer
 RESTORE_SLICE_S = 0.2
 BACK_OFF_MIN_S, BACK_OFF_MAX_S = 0.1, 10.0
 IDLE_SWEEP_S = 60.0
+# A healthy broker hands out what it has in a fetch or two, each of at most half a second.
+STALL_S = 30.0
 
 
 class StateReader(Protocol):
@@ -122,7 +124,7 @@ class Worker:
         self._restores: dict[TopicPartition, _Restore] = {}
         self._restored_rows: dict[TopicPartition, int] = {}
         self._failures = 0
-        self._swept_s = clock()
+        self._swept_s = self._progressed_s = clock()
 
     def run(self, stop: threading.Event) -> None:
         """Turn until `stop` is set; then drain.
@@ -149,9 +151,22 @@ class Worker:
         if worked:
             self._handle(poll.records)
         self._failures = 0
-        self._health.progress()
-        self._observer.turned(self._pipelines, self._source.lag())
+        lag = self._source.lag()
+        self._note_progress(lag, worked=worked)
+        self._observer.turned(self._pipelines, lag)
         return worked
+
+    def _note_progress(self, lag: Mapping[TopicPartition, int], *, worked: bool) -> None:
+        """The loop turns; but records that wait and do not come are a stall too, and nobody else would notice."""
+        self._health.progress()
+        now_s = self._clock()
+        behind = {partition: records for partition, records in lag.items() if records}
+        if worked or not behind:
+            self._progressed_s = now_s
+            self._health.ok("progress")
+        elif now_s - self._progressed_s > STALL_S:
+            stuck = ", ".join(f"{partition} {records} records behind" for partition, records in behind.items())
+            self._health.fail("progress", f"{stuck}, and none read for {now_s - self._progressed_s:.0f} s")
 
     # ------------------------------------------------------------------ a batch
 
