@@ -48,8 +48,9 @@ wheel: .venv/synced ## dist/*.whl
 	@ls dist/*.whl
 
 .PHONY: bench
-bench: .venv/synced ## every benchmark; make bench ARGS="--json out.json" with ONE=throughput for a single one
-	for each in benchmarks/$(or $(ONE),[!_]*).py; do echo "== $$each"; $(BIN)/python "$$each" $(ARGS); done
+bench: .venv/synced ## throughput and latency; ONE=accuracy for another one, JSON=directory for the results
+	for each in $(or $(ONE),throughput latency); do echo "== $$each"; $(BIN)/python benchmarks/$$each.py \
+		$(if $(JSON),--json "$(JSON)/$$each.json") $(ARGS); done
 
 .PHONY: clean
 clean: ## remove all that make has made here
