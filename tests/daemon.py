@@ -211,19 +211,20 @@ class Daemon:
         self.source = source or MemorySource(log, topics, poll)
         self.sink = RefusingSink(log, failures or {})
         self.pipelines = [make_pipeline(config, i, which, layout=layout) for i in range(len(config.inputs))]
-        routes = Routes(config.inputs)
+        routes = Routes(config.inputs, config.kafka)
         by_name = {pipeline.config.name: pipeline for pipeline in self.pipelines}
         self.health = Health(("broker", "assignment", "restore"))
         self.worker = Worker(
-            self.source,
-            self.sink,
-            lambda topic: by_name[routes.input_of(topic)],
-            self.pipelines,
-            TOPICS.state,
-            self.watch,
-            self.health,
-            0.0,
-            self.clock,
+            source=self.source,
+            sink=self.sink,
+            stage_of=lambda topic: by_name[routes.input_of(topic)],
+            pipelines=self.pipelines,
+            rekeyers=[],
+            state_topic=TOPICS.state,
+            observer=self.watch,
+            health=self.health,
+            poll_timeout_s=0.0,
+            clock=self.clock,
         )
 
     @property
