@@ -35,8 +35,8 @@ from forecaster.streams import StreamTable, find_disorder
 
 # Where the input takes Kafka's own timestamp, a file has it in this column: ISO 8601, or milliseconds since the epoch.
 TIMESTAMP_COLUMN = "timestamp"
-# A row whose time cannot be had: before every time that the decoder accepts.
-NO_TIME_MS = -(10**15)
+# A row whose time cannot be had: Kafka's own word for it.
+NO_TIME_MS = -1
 # Rows that are decoded at a time.
 BATCH_ROWS = 10_000
 # The largest block that the CSV reader takes in at once; no row is longer than the input's record_bytes_max.
