@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     seconds = arguments.seconds or (None if console.is_terminal else SECONDS_UNATTENDED)
     left = False
     with _stopping(stop), _directory(arguments.directory) as directory, _logging(directory):
-        demo = Demo(directory, arguments.bootstrap, stop, show)
+        demo = Demo(directory, arguments.bootstrap, stop, show, kept=arguments.directory is not None)
         try:
             with show:
                 demo.run(arguments.speed, seconds)

@@ -107,7 +107,7 @@ class Board:
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
         self._commits: deque[tuple[float, int]] = deque()
         self._lag = 0
-        
+
     def watch(self, observer: Observer) -> Observer:
         """An observer that tells `observer` everything, and the board what it shows."""
         return _Beside(observer, self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -22,7 +23,8 @@ def fan_chart(values: Sequence[float], ahead: Sequence[Ahead], width: int, rows:
     Args:
         values: the oldest first, NaN where one is missing.
         ahead: one forecast for each horizon, ascending.
-        width, rows: of the chart in characters.
+        width: of the chart in characters.
+        rows: likewise.
     """
     fan = max(8, int((width - _LABEL) * _FAN_PART))
     past = width - _LABEL - fan
@@ -92,7 +94,7 @@ def _fan(last: float, ahead: Sequence[Ahead], columns: int, rows: int, height: o
 
 def _between(points: Sequence[Ahead], steps: float) -> Ahead:
     """The forecast at a fraction of a step, on the straight line between its neighbours."""
-    for left, right in zip(points, points[1:], strict=False):
+    for left, right in itertools.pairwise(points):
         if steps <= right.steps:
             part = (steps - left.steps) / (right.steps - left.steps)
             median, low, high = (a + part * (b - a) for a, b in zip(left[1:], right[1:], strict=True))

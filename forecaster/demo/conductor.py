@@ -16,7 +16,7 @@ from forecaster.demo import display, samples
 from forecaster.demo.board import Board
 from forecaster.demo.learn import train
 from forecaster.demo.parts import STOP_TIMEOUT_S, Broker, Feeder, Job, Stopped
-from forecaster.demo.settings import CONFIG_FILE, MODELS, UNITS, write_config
+from forecaster.demo.settings import ABOUT, AHEAD, CONFIG_FILE, write_config
 from forecaster.errors import Fatal, ForecasterError
 from forecaster.health import Health
 from forecaster.kafka import create_topics
@@ -34,8 +34,11 @@ COMPILE_GRACE_S = 5.0
 class Demo:
     """The parts, in the order of their beginning; `close` ends them backwards."""
 
-    def __init__(self, directory: Path, bootstrap: str | None, stop: threading.Event, show: display.Show) -> None:
+    def __init__(
+        self, directory: Path, bootstrap: str | None, stop: threading.Event, show: display.Show, *, kept: bool
+    ) -> None:
         self._directory = directory
+        self._kept = kept
         self._stop = stop
         self._show = show
         self._steps = display.Steps()
@@ -65,6 +68,7 @@ class Demo:
         self._feeder = Feeder(self._config, samples.replay(replayed), speed)
         self._await(lambda: board.answering)
         self._steps.done("first forecast")
+        self._show.preparing(self._steps)
         self._play(board, self._feeder, seconds)
 
     def close(self) -> bool:
@@ -154,7 +158,12 @@ class Demo:
         feeder.stop()
         _settle(board, feeder.sent)
         self._show.say(display.summary_view(board.snapshot(), facts))
-        self._show.say(f"{self._steps.time_line()}\n")
+        self._show.say(self._steps.time_line())
+        self._show.say(
+            f"config, models and log: {self._directory}"
+            if self._kept
+            else "[dim]--directory DIR keeps config, models and log"
+        )
 
     def _facts(self) -> display.Facts:
         kafka = self._config.kafka
@@ -162,9 +171,10 @@ class Demo:
             broker=kafka.bootstrap_servers,
             http=self._web[0][0],
             config=str(self._directory / CONFIG_FILE),
-            models=str(self._directory / MODELS),
+            kept=self._kept,
             subscribe=f"kcat -b {kafka.bootstrap_servers} -t {kafka.signal_topic}",
-            units=UNITS,
+            about=ABOUT,
+            ahead=AHEAD,
         )
 
     def _delete_topics(self) -> None:

@@ -1,4 +1,4 @@
-"""The demo on a terminal: steps while it gets ready, then a screen of every stream; plain lines where there is no terminal.
+"""The demo on a terminal: steps while it gets ready, then a screen of every stream; elsewhere plain lines.
 
 Everything here takes values and returns something to print; only `Screen` and `Lines` write.
 """
@@ -26,6 +26,9 @@ from forecaster.demo.chart import fan_chart
 _BARS = "▁▂▃▄▅▆▇█"
 _ARROWS = {1: ("▲", "green"), 0: ("•", "dim"), -1: ("▼", "red")}
 _WIDE, _TALL = 110, 34
+# Of the screen without streams, inputs and chart: head, header, rules, totals, hints, and one to spare.
+_OTHER_ROWS = 14
+_CHART_ROWS_MAX = 24
 _REFRESH_S = 0.2
 _SPOTLIGHT_S = 6.0
 _LINE_EVERY_S = 5.0
@@ -37,9 +40,10 @@ class Facts(NamedTuple):
     broker: str
     http: str
     config: str
-    models: str
+    kept: bool  # config and models stay when the demo ends
     subscribe: str
-    units: dict[str, str]  # input -> what one record is: "day"
+    about: dict[str, str]  # input -> what its streams are
+    ahead: dict[str, str]  # input -> how far ahead its signal looks: "5 days"
 
 
 class Replay(NamedTuple):
@@ -64,7 +68,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def number(value: float, like: float | None = None) -> str:
     """Five digits that mean something; as many decimals as `like` would have. A dash for what is not known."""
     if not math.isfinite(value):
-        return "–"
+        return "-"
     size = abs(value if like is None or not math.isfinite(like) else like)
     decimals = 2 if size >= 1.0 else 4
     return f"{value:,.0f}" if size >= 100_000 else f"{value:,.{decimals}f}"  # noqa: PLR2004 - six digits and more
@@ -72,12 +76,12 @@ def number(value: float, like: float | None = None) -> str:
 
 def percent(part: float) -> str:
     """`61 %`, or a dash."""
-    return f"{100 * part:.0f} %" if math.isfinite(part) else "–"
+    return f"{100 * part:.0f} %" if math.isfinite(part) else "-"
 
 
 def milliseconds(seconds: float) -> str:
     """`9 ms`, or a dash."""
-    return f"{1e3 * seconds:.0f} ms" if math.isfinite(seconds) else "–"
+    return f"{1e3 * seconds:.0f} ms" if math.isfinite(seconds) else "-"
 
 
 def interval_bar(ahead: Ahead, last: float, width: int) -> Text:
@@ -111,7 +115,7 @@ def signal_text(direction: int, probability: float) -> Text:
 def ratio_text(ratio: float) -> Text:
     """Error against that of the last value: below 1 is better, and green."""
     if not math.isfinite(ratio):
-        return Text("–", style="dim")
+        return Text("-", style="dim")
     return Text(f"{ratio:.2f}", style="green" if ratio < 0.995 else "" if ratio < 1.005 else "yellow")  # noqa: PLR2004 - as shown, to two digits
 
 
@@ -186,10 +190,9 @@ def live_view(
     """The whole screen, for a terminal of (width, height) characters."""
     width, height = size
     parts: list[RenderableType] = [_head(snapshot.totals, replay), _streams_table(facts, snapshot.streams, width)]
-    used = 2 + 1 + len(snapshot.streams) + len({each.input for each in snapshot.streams}) + 7
     if height >= _TALL and snapshot.streams:
         view = snapshot.streams[spotlight % len(snapshot.streams)]
-        rows = min(height - used - 3, 16)
+        rows = min(height - _OTHER_ROWS - len(snapshot.streams) - len(facts.about), _CHART_ROWS_MAX)
         parts += [_rule(f"{view.stream}  {_when(view.time_s)}"), fan_chart(view.values, view.ahead, width - 2, rows)]
     parts += [_rule("all streams"), _totals(snapshot.totals), _rule("look around"), _hints(facts)]
     return Group(*parts)
@@ -212,12 +215,30 @@ def _head(totals: Totals, replay: Replay) -> RenderableType:
     return grid
 
 
-def _streams_table(facts: Facts, streams: Sequence[StreamView], width: int) -> Table:
+def _streams_table(facts: Facts, streams: Sequence[StreamView], width: int) -> RenderableType:
+    """A title for each input over its streams' lines. Tables of one width: their columns stand below each other."""
     wide = width >= _WIDE
-    table = Table(box=None, padding=(0, 1, 0, 0), expand=True, header_style="dim")
-    table.add_column("stream", width=15, no_wrap=True)
-    table.add_column("value", width=8, justify="right", no_wrap=True)
-    table.add_column("", ratio=1, no_wrap=True)
+    spark = max(4, width - (98 if wide else 67))
+    head = _columns(spark, wide=wide, header=True)
+    parts: list[RenderableType] = [head]
+    for name in dict.fromkeys(view.input for view in streams):
+        title = Text(name, style="bold cyan", no_wrap=True, overflow="ellipsis")
+        title.append(f"  {facts.about[name]}, {facts.ahead[name]} ahead", style="dim not bold")
+        table = _columns(spark, wide=wide, header=False)
+        for view in streams:
+            if view.input == name:
+                table.add_row(*_stream_row(view, spark, wide=wide))
+        parts += [title, table]
+    if not streams:
+        parts.append(Text(" waiting for the first records", style="dim"))
+    return Group(*parts)
+
+
+def _columns(spark: int, *, wide: bool, header: bool) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", show_header=header)
+    table.add_column(" stream", width=13, no_wrap=True)
+    table.add_column("value", width=7, justify="right", no_wrap=True)
+    table.add_column("so far", width=spark, no_wrap=True)
     table.add_column("forecast", width=8, justify="right", no_wrap=True)
     table.add_column("80 % interval", width=15, no_wrap=True)
     if wide:
@@ -227,21 +248,7 @@ def _streams_table(facts: Facts, streams: Sequence[StreamView], width: int) -> T
         table.add_column("inside", width=6, justify="right")
     table.add_column("error", width=5, justify="right")
     table.add_column("hits", width=4, justify="right")
-    spark = max(4, width - (15 + 8 + 8 + 15 + 7 + 5 + 4 + 8) - ((23 + 6 + 2) if wide else 0))
-    shown = ""
-    for view in streams:
-        if view.input != shown:
-            shown = view.input
-            table.add_row(_group(facts, view))
-        table.add_row(*_stream_row(view, spark, wide=wide))
     return table
-
-
-def _group(facts: Facts, view: StreamView) -> Text:
-    steps = view.ahead[view.signal_horizon].steps if view.ahead else 1
-    unit = facts.units[view.input]
-    text = Text(view.input, style="bold cyan", overflow="ignore", no_wrap=True)
-    return text.append(f" +{steps} {unit}", style="dim not bold")
 
 
 def _stream_row(view: StreamView, spark: int, *, wide: bool) -> list[RenderableType]:
@@ -267,7 +274,8 @@ def _totals(totals: Totals) -> RenderableType:
         f" [bold]{totals.records_per_s:,.0f}[/] records/s   send to commit [bold]p50 {p50}[/]  [bold]p99 {p99}[/]   "
         f"lag [bold]{totals.lag:,}[/]\n"
         f" {totals.forecasts:,} forecasts   {totals.signals:,} signals   {totals.dead_letters:,} dead letters   "
-        f"{totals.commits:,} commits"
+        f"{totals.commits:,} commits\n"
+        f" [dim]error: over the last value's, below 1 is better; hits: signals that came true"
     )
 
 
@@ -275,9 +283,10 @@ def _hints(facts: Facts) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(style="dim", width=10)
     grid.add_column(overflow="ellipsis", no_wrap=True)
-    grid.add_row(" metrics", escape(f"{facts.http}metrics"))
+    grid.add_row(" broker", escape(facts.broker))
     grid.add_row(" subscribe", escape(facts.subscribe))
-    grid.add_row(" config", escape(facts.config))
+    grid.add_row(" metrics", escape(f"{facts.http}metrics"))
+    grid.add_row(" config", f"{escape(facts.config)}[dim]{'' if facts.kept else '  (--directory keeps it)'}")
     return grid
 
 
@@ -293,14 +302,13 @@ def summary_view(snapshot: Snapshot, facts: Facts) -> RenderableType:
     table = Table(title="What came of it", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("stream", no_wrap=True)
     table.add_column("ahead", no_wrap=True)
-    for name in ("forecasts", "MAE", "last value", "ratio", "80 % holds", "hit rate"):
+    for name in ("scored", "error", "last value's", "ratio", "in 80 %", "hits"):
         table.add_column(name, justify="right", no_wrap=True)
     for view in snapshot.streams:
         tally, count = view.tally, max(view.tally.count, 1)
-        steps = view.ahead[view.signal_horizon].steps if view.ahead else 0
         table.add_row(
             Text(view.stream),
-            Text(f"+{steps} {facts.units[view.input]}"),
+            Text(facts.ahead[view.input]),
             f"{tally.count:,.0f}",
             f"{tally.absolute_error / count:.4g}",
             f"{tally.naive_absolute_error / count:.4g}",
@@ -329,9 +337,14 @@ class Show(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
-    def preparing(self, steps: Steps) -> None: ...
-    def running(self, facts: Facts, snapshot: Snapshot, replay: Replay) -> None: ...
-    def say(self, what: RenderableType) -> None: ...
+    def preparing(self, steps: Steps) -> None:
+        """Getting ready: called often."""
+
+    def running(self, facts: Facts, snapshot: Snapshot, replay: Replay) -> None:
+        """The daemon at work: called often."""
+
+    def say(self, what: RenderableType) -> None:
+        """Something to stay."""
 
 
 class Screen:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from forecaster.errors import Fatal
 
 TICKS, SENSORS, AGENCY = "ticks", "sensors", "agency"
-SEA_SURFACE, UNEMPLOYMENT = "sea-surface", "us-unemployment"
+SEA_SURFACE, UNEMPLOYMENT = "sea-surface", "unemployment"
 
 # What each input's records are made of: the stream's field, the target, the features.
 FIELDS = {
@@ -117,7 +117,7 @@ def _stocks() -> list[Series]:
 
 
 def _series(input_: str, stream: str, rows: Sequence[tuple[float, ...]]) -> Series:
-    table = np.array(sorted(rows))
+    table = np.array(sorted(rows, key=lambda row: row[0]))
     return Series(input_, stream, table[:, 0], table[:, 1], table[:, 2:])
 
 

@@ -12,8 +12,9 @@ from forecaster.config import Config, build_config
 CONFIG_FILE = "config.toml"
 MODELS = "models"
 HTTP_PORT = 9108
-# What one record ahead is, for people.
-UNITS = {"ticks": "days", "sensors": "half hours", "agency": "months"}
+# For people: what each input's streams are, and how far ahead its signal looks.
+ABOUT = {"ticks": "daily closes", "sensors": "sea temperature every half hour", "agency": "US unemployment by month"}
+AHEAD = {"ticks": "5 days", "sensors": "3 hours", "agency": "3 months"}
 
 CONFIG = """\
 # What `forecaster demo` runs. Yours begins with a copy of it: another broker, your topics, your fields.
@@ -54,7 +55,7 @@ model = {sensors}
 network = {{ cell = "lstm", units = 32 }}
 signal = {{ horizon = 6, threshold = 0.55 }}
 
-# The unemployment rate of each month: {{"series": "us-unemployment", "time": ..., "rate": 4.5}}
+# The unemployment rate of each month: {{"series": "unemployment", "time": ..., "rate": 4.5}}
 [[inputs]]
 name = "agency"
 topics = ["{prefix}agency"]
@@ -84,7 +85,7 @@ def write_config(directory: Path, bootstrap: str, prefix: str = "") -> Config:
         bootstrap: the broker's address.
         prefix: of every topic and of the group.
     """
-    models = {name: json.dumps(str(directory / MODELS / name)) for name in UNITS}
+    models = {name: json.dumps(str(directory / MODELS / name)) for name in ABOUT}
     text = CONFIG.format(bootstrap=json.dumps(bootstrap), prefix=prefix, port=_http_port(), **models)
     path = directory / CONFIG_FILE
     path.write_text(text, encoding="utf-8")
