@@ -92,7 +92,13 @@ class KafkaSource:
         self._note_what_happened()
         if fetched:
             self._answered_s = time.monotonic()
-        assigned = self._resolve_pending(timeout_s)
+        try:
+            assigned = self._resolve_pending(timeout_s)
+        except BrokerUnavailable:
+            # The client's position is past what it has just handed out: given up here, nobody would read it again.
+            if not fetched:
+                raise
+            assigned = []
         records = self._records(fetched)
         if not records and not assigned and not self._revoked:
             self._probe()

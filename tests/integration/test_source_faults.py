@@ -1,0 +1,53 @@
+"""The source when a question to the broker fails at the wrong moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from kafka import errors
+from kafka_witness import poll_records, poll_until, produce, settings
+
+from conftest import Broker, NewTopics
+from forecaster.errors import BrokerUnavailable
+from forecaster.kafka import KafkaSource
+from forecaster.records import TopicPartition
+
+
+@pytest.fixture
+def source(kafka: Broker, group: str, new_topic: NewTopics) -> Iterator[KafkaSource]:
+    """A source of one live partition that has been read to its end."""
+    topic = new_topic()
+    opened = KafkaSource(settings(kafka.bootstrap_servers, group), [topic])
+    produce(kafka.bootstrap_servers, topic, "ab")
+    poll_records(opened, 2)
+    yield opened
+    opened.close()
+
+
+def away(*_: Any, **__: Any) -> Any:
+    """What the client raises when a broker does not answer in time."""
+    raise errors.KafkaTimeoutError
+
+
+def test_records_outlive_a_question_that_fails(kafka: Broker, source: KafkaSource) -> None:
+    """Records that came with a new partition, whose offset the broker does not tell just now, are not lost."""
+    (topic,) = source._topics
+    produce(kafka.bootstrap_servers, topic, "cd")
+    ask: Callable[..., Any] = source._consumer.beginning_offsets
+    source._consumer.beginning_offsets = away
+    source._pending[TopicPartition(topic, 7)] = None
+    polls = []
+    while sum(len(poll.records) for poll in polls) < 2:
+        try:
+            polls.append(source.poll(0.2))
+        except BrokerUnavailable:
+            continue
+    assert [record.value for poll in polls for record in poll.records] == [b"c", b"d"]
+    with pytest.raises(BrokerUnavailable):
+        source.poll(0.2)
+    source._consumer.beginning_offsets = ask
+    del source._pending[TopicPartition(topic, 7)]
+    produce(kafka.bootstrap_servers, topic, "e")
+    assert poll_until(source, lambda polls: any(poll.records for poll in polls))
