@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from conftest import Broker, NewTopics
 from kafka import errors
 from kafka_witness import poll_records, poll_until, produce, settings
 
-from conftest import Broker, NewTopics
 from forecaster.errors import BrokerUnavailable
 from forecaster.kafka import KafkaSource
 from forecaster.records import TopicPartition
