@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import signal
@@ -38,6 +39,8 @@ from forecaster.worker import Observer, Sink, Source, Stage, Worker
 
 log = logging.getLogger(__name__)
 
+# Two full polls' worth: what a poll makes is mostly gone, by reference count, when the next one comes.
+COLLECT_AFTER_OBJECTS = 50_000
 UNTRAINED = "untrained"
 # Seconds on a laptop; a busy machine with a large network takes longer.
 COMPILE_TIMEOUT_S = 600.0
@@ -199,6 +202,7 @@ def run(
         exactly_once = config.kafka.processing_guarantee == "exactly-once"
         observer = observe(MetricsObserver(metrics, engines.by_input, transactions=exactly_once))
         worker = build_worker(config, pipelines, source, sink, observer, health, rekeyers)
+        _spare_the_collector()
         event(log, "running", group=config.kafka.group_id, instance=config.kafka.instance)
         worker.run(stop)
         event(log, "drained")
@@ -222,6 +226,16 @@ def _connect(config: Config, stop: threading.Event, health: Health) -> tuple[Kaf
             with health.waiting("the broker", wait_s + 120.0):
                 stop.wait(wait_s)
     return None, None
+
+
+def _spare_the_collector() -> None:
+    """Python's garbage collector walks what a poll makes, and not a million objects of TensorFlow's with it.
+
+    Unfrozen it took 45 % of the daemon's time: a poll's sends alone are 14,000 objects, 20 collections.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS)
 
 
 def stop_on_signals(stop: threading.Event) -> None:
