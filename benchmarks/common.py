@@ -162,8 +162,12 @@ def process(command: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
         )
         try:
             yield started
+        except SystemExit:
+            print(log.read_text()[-2_000:], file=sys.stderr)
+            raise
         finally:
-            started.send_signal(signal.SIGTERM)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started.send_signal(signal.SIGTERM)
             try:
                 started.wait(STOP_MAX_S)
             except psutil.TimeoutExpired:
