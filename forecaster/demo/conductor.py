@@ -115,7 +115,7 @@ class Demo:
         if part < 1.0:
             self._steps.tell("compiled", what, part)
         else:
-            self._steps.done("compiled", "one call for each input, no retrace after this")
+            self._steps.done("compiled", "one call for each input")
             self._steps.tell("first forecast", "joining the group")
 
     def _ready(self) -> bool:

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from forecaster.demo.board import Ahead, Snapshot, StreamView, Totals
 from forecaster.demo.chart import fan_chart
+from forecaster.evaluation import Tally
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ARROWS = {1: ("▲", "green"), 0: ("•", "dim"), -1: ("▼", "red")}
@@ -29,7 +30,8 @@ _WIDE, _TALL = 110, 34
 # Of the screen without streams, inputs and chart: head, header, rules, totals, hints, and one to spare.
 _OTHER_ROWS = 14
 _CHART_ROWS_MAX = 24
-_REFRESH_S = 0.2
+_CALLS_MIN = 10
+_REFRESH_S = 0.1
 _SPOTLIGHT_S = 6.0
 _LINE_EVERY_S = 5.0
 
@@ -119,6 +121,11 @@ def ratio_text(ratio: float) -> Text:
     return Text(f"{ratio:.2f}", style="green" if ratio < 0.995 else "" if ratio < 1.005 else "yellow")  # noqa: PLR2004 - as shown, to two digits
 
 
+def hits_text(tally: Tally) -> Text:
+    """Share of the called directions that came true; of a handful it would say nothing."""
+    return Text(percent(tally.hit_rate) if tally.directions >= _CALLS_MIN else "-")
+
+
 # ---------------------------------------------------------------------- getting ready
 
 
@@ -171,7 +178,7 @@ def steps_view(steps: Steps) -> RenderableType:
     grid.add_column(width=1)
     grid.add_column(width=16)
     grid.add_column(width=24)
-    grid.add_column(ratio=1)
+    grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     for step in steps.all():
         if step.done_s is not None:
             grid.add_row("[green]✓", step.name, f"[dim]{step.done_s:5.1f} s", f"[dim]{escape(step.text)}")
@@ -265,7 +272,7 @@ def _stream_row(view: StreamView, spark: int, *, wide: bool) -> list[RenderableT
     row += [interval_bar(ahead, last, 23)] if wide else []
     row += [signal_text(view.direction, view.probability)]
     row += [Text(percent(view.coverage))] if wide else []
-    return [*row, ratio_text(view.tally.error_ratio), Text(percent(view.tally.hit_rate))]
+    return [*row, ratio_text(view.tally.error_ratio), hits_text(view.tally)]
 
 
 def _totals(totals: Totals) -> RenderableType:
@@ -314,7 +321,7 @@ def summary_view(snapshot: Snapshot, facts: Facts) -> RenderableType:
             f"{tally.naive_absolute_error / count:.4g}",
             ratio_text(tally.error_ratio),
             Text(percent(view.coverage)),
-            Text(percent(tally.hit_rate)),
+            hits_text(tally),
         )
     return Group("", table, "", summary_text(snapshot.totals))
 
@@ -384,9 +391,9 @@ class Screen:
             self._live = Live(what, console=self._console, screen=alternate, auto_refresh=False)
             self._live.start()
         now_s = time.monotonic()
-        if now_s - self._drawn_s >= _REFRESH_S / 2:
-            self._drawn_s = now_s
-            self._live.update(what, refresh=True)
+        due = now_s - self._drawn_s >= _REFRESH_S
+        self._drawn_s = now_s if due else self._drawn_s
+        self._live.update(what, refresh=due)
 
     def _end(self) -> None:
         if self._live is not None:

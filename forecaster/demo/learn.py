@@ -30,7 +30,7 @@ def train(config: Config, series: list[Series], steps: Steps, stop: threading.Ev
     from forecaster.model.columns import StreamHistory  # noqa: PLC0415
     from forecaster.networks import network_spec  # noqa: PLC0415
 
-    options = training.TrainOptions(steps_max=STEPS_MAX, window=32, batch=16, patience=4)
+    options = training.TrainOptions(steps_max=STEPS_MAX, window=32, batch=16, learning_rate=0.01, patience=4)
     told: dict[str, float] = {}
 
     def progress(name: str, step: int, of: int) -> None:

@@ -14,7 +14,7 @@ MODELS = "models"
 HTTP_PORT = 9108
 # For people: what each input's streams are, and how far ahead its signal looks.
 ABOUT = {"ticks": "daily closes", "sensors": "sea temperature every half hour", "agency": "US unemployment by month"}
-AHEAD = {"ticks": "5 days", "sensors": "3 hours", "agency": "3 months"}
+AHEAD = {"ticks": "5 days", "sensors": "30 minutes", "agency": "3 months"}
 
 CONFIG = """\
 # What `forecaster demo` runs. Yours begins with a copy of it: another broker, your topics, your fields.
@@ -53,7 +53,7 @@ horizons = [1, 6, 48]
 seasons = [48]
 model = {sensors}
 network = {{ cell = "lstm", units = 32 }}
-signal = {{ horizon = 6, threshold = 0.55 }}
+signal = {{ horizon = 1, threshold = 0.55 }}
 
 # The unemployment rate of each month: {{"series": "unemployment", "time": ..., "rate": 4.5}}
 [[inputs]]
