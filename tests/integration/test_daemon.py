@@ -1,4 +1,4 @@
-"""`forecaster run` as a user meets it: a process, a config file, a real Kafka, and another author's client around it."""
+"""`forecaster run` as a user meets it: a process, a config file, a real Kafka, another author's client around it."""
 
 from __future__ import annotations
 
@@ -80,23 +80,28 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self, *words: str) -> list[str]:
+        """A command line with this config."""
         return [sys.executable, "-m", "forecaster", *words, "--config", str(self.config)]
 
     def create_topics(self, partitions: int = 4) -> None:
+        """The inputs by another client, the rest by our own command."""
         for topic in ("ticks", "sensors"):
             create_topic(self.bootstrap, self.topic(topic), partitions)
         subprocess.run(self.command("topics", "create"), check=True, timeout=60, capture_output=True)
 
     def topic(self, name: str) -> str:
+        """This run's own name of a topic."""
         return f"{self.name}-{name}"
 
     def start(self) -> None:
+        """Start the process; its log goes to a file."""
         with self._log.open("ab") as log:
             environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
             self.process = subprocess.Popen(self.command("run"), stdout=log, stderr=log, env=environment)
 
     @property
     def log(self) -> str:
+        """All that it has logged."""
         return self._log.read_text()
 
     def until(self, holds: Callable[[], Any], timeout_s: float = START_TIMEOUT_S) -> None:
@@ -109,9 +114,10 @@ class Daemon:
             time.sleep(0.2)
 
     def get(self, path: str) -> str:
+        """What its HTTP server answers."""
         address = re.search(r"http=(http://\S+?)/?\s", self.log)
         assert address is not None, self.log
-        with urllib.request.urlopen(address[1] + path, timeout=10) as answer:  # noqa: S310 - our own server
+        with urllib.request.urlopen(address[1] + path, timeout=10) as answer:
             body: bytes = answer.read()
             return body.decode()
 
@@ -120,21 +126,25 @@ class Daemon:
         return [m for topic in ("forecasts", "dead") for m in read_committed(self.bootstrap, self.topic(topic))]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send the signal; the exit code."""
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(DRAIN_TIMEOUT_S)
 
     def end(self) -> None:
+        """After the test, whatever became of it."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait(10)
 
 
 def source(message: Message) -> str:
+    """The header that says which record it answers."""
     return next(value.decode() for name, value in message.headers() if name == "source")
 
 
 def write(bootstrap: str, topic: str, records: list[tuple[str | None, bytes]], **where: int) -> None:
+    """Write through librdkafka with Java's partitioner."""
     producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "linger.ms": 5})
     for key, value in records:
         producer.produce(topic, value=value, key=key, headers=[("traceparent", b"00-trace")], **where)
@@ -142,12 +152,14 @@ def write(bootstrap: str, topic: str, records: list[tuple[str | None, bytes]], *
 
 
 def tick(stream: int, n: int) -> tuple[str, bytes]:
+    """Key and value of a stream's n-th tick."""
     at = f"2026-01-01T00:{n // 60:02}:{n % 60:02}Z"
     record = {"symbol": f"S{stream}", "at": at, "price": 100 + stream + n % 7, "volume": n, "session": "pre"}
     return f"S{stream}", json.dumps(record).encode()
 
 
 def reading(stream: int, n: int) -> tuple[str, bytes]:
+    """Key and value of a sensor's n-th reading; every fifth lacks one target."""
     record = {"ms": 1_767_225_600_000 + 1000 * n, "inside": 20 + n % 3, "outside": None if n % 5 == 0 else n % 11}
     return f"sensor-{stream}", json.dumps(record).encode()
 
@@ -290,7 +302,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 
 
 def test_keys_that_are_not_the_stream(kafka: Broker, start: Callable[..., Daemon]) -> None:
-    """With `repartition`, streams scattered over the partitions are forecast whole, and each answer names its record."""
+    """With `repartition`, scattered streams are forecast whole, and each answer names the original record."""
     daemon = start(kafka.bootstrap_servers, ticks="repartition = true")
     records = [tick(s, n)[1] for n in range(30) for s in range(6)]
     for i, value in enumerate(records):
