@@ -12,6 +12,7 @@ from forecaster import log as logs
 from forecaster.config import load_config
 from forecaster.errors import Fatal
 from forecaster.history import read_file
+from forecaster.networks import trained_model
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -21,13 +22,14 @@ def run(arguments: argparse.Namespace) -> int:
     logs.configure(config.log.format, "warning" if config.log.level == "info" else config.log.level)
     input_config = config.input(arguments.input)
     records = read_file(arguments.file, input_config, stream=arguments.stream)
+    trained_model(input_config)
     files = {
         config.kafka.forecast_topic: arguments.output,
         config.kafka.signal_topic: arguments.signals,
         config.kafka.dead_letter_topic: arguments.dead_letters,
     }
 
-    from forecaster import progress  # noqa: PLC0415 - after a wrong config or file name is told
+    from forecaster import progress  # noqa: PLC0415 - after a wrong config, model or file is told
     from forecaster.replay import replay  # noqa: PLC0415 - TensorFlow
 
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ import threading
 from forecaster import log as logs
 from forecaster.config import load_config
 from forecaster.log import event
+from forecaster.networks import trained_model
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
     """
     config = load_config(arguments.config, arguments.overrides)
     logs.configure(config.log.format, config.log.level)
+    for each in config.inputs:
+        trained_model(each)
 
-    from forecaster import service  # noqa: PLC0415 - TensorFlow takes seconds: a wrong config is told before
+    from forecaster import service  # noqa: PLC0415 - TensorFlow takes seconds: a wrong config or model is told before
 
     stop, drained = threading.Event(), threading.Event()
     service.stop_on_signals(stop)

@@ -14,6 +14,7 @@ import msgspec
 import orjson
 
 from forecaster import log as logs
+from forecaster.commands.bounds import bound
 from forecaster.config import Config, InputConfig, load_config
 from forecaster.errors import Fatal, InvalidConfig, Reason
 from forecaster.history import histories, read_files
@@ -24,7 +25,6 @@ from forecaster.records import MemoryRecord, Record
 if TYPE_CHECKING:
     # For their types only: training brings TensorFlow.
     from forecaster.evaluation import Evaluation
-    from forecaster.kafka.reading import Bound
     from forecaster.model.training import Progress, TrainingReport, TrainOptions
 
 
@@ -101,26 +101,11 @@ def _from_kafka(config: Config, input_config: InputConfig, start: str | None, en
     topics = describe_topics(config.kafka, input_config.topics)
     for topic in input_config.topics:
         partitions = topics[topic].partitions
-        first, last = _bound("--from", start, partitions), _bound("--to", end, partitions)
+        first, last = bound("--from", start, partitions), bound("--to", end, partitions)
         for batch in read_range(config.kafka, topic, start=first, end=last):
             # Copies without the client's bookkeeping: a history is as long as somebody likes.
             for each in batch:
                 yield MemoryRecord(each.topic, each.partition, each.offset, each.timestamp, each.key, each.value)
-
-
-def _bound(flag: str, text: str | None, partitions: int) -> Bound:
-    """An offset holds for every partition; a time is looked up in each."""
-    from forecaster.kafka import Time  # noqa: PLC0415
-
-    if text is None:
-        return None
-    if text.isdigit():
-        return dict.fromkeys(range(partitions), int(text))
-    try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidConfig(f"{flag}: expected an offset or an ISO 8601 time, got {text}") from None
-    return Time(round((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp() * 1e3))
 
 
 def _counted(records: Iterator[Record], more: Any) -> Iterator[Record]:

@@ -25,7 +25,7 @@ def _quiet_stderr() -> Iterator[None]:
         os.dup2(said.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:  # not Ctrl-C: nobody asks then what TensorFlow had to say
             said.seek(0)
             os.write(kept, said.read())
             raise
