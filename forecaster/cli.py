@@ -76,6 +76,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     _add_config(replay)
     _add_replay(replay)
 
+    verify = _command(commands, "verify", "prove that every input record was answered exactly once, and in order")
+    _add_config(verify)
+    _add_verify(verify)
+
     demo = commands.add_parser("demo", help="a real Kafka, real series, the daemon, live in this terminal")
     demo.set_defaults(module="forecaster.demo")
     if next((word for word in words if not word.startswith("-")), None) == "demo":
@@ -118,6 +122,14 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
     replay.add_argument("--output", default="-", metavar="FILE", help="forecasts as JSON lines (standard output)")
     replay.add_argument("--signals", metavar="FILE", help="signals as JSON lines")
     replay.add_argument("--dead-letters", metavar="FILE", help="what could not be stepped, and why, as JSON lines")
+
+
+def _add_verify(verify: argparse.ArgumentParser) -> None:
+    bound = "offset in every partition, or ISO 8601 time (no offset: UTC)"
+    verify.add_argument("--from", dest="start", metavar="WHERE", help=f"first record (the earliest retained): {bound}")
+    verify.add_argument("--to", dest="end", metavar="WHERE", help=f"exclusive (the group's committed offsets): {bound}")
+    verify.add_argument("--findings", type=_count, default=20, metavar="N", help="how many to name (%(default)s)")
+    verify.add_argument("--json", action="store_true", help="as one JSON document")
 
 
 def _add_input(command: argparse.ArgumentParser) -> None:

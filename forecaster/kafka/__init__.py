@@ -8,7 +8,8 @@ tests/integration.
 """
 
 from forecaster.kafka.clients import partition_for_key
-from forecaster.kafka.reading import Time, read_range
+from forecaster.kafka.groups import commit_offsets, committed_offsets, group_members
+from forecaster.kafka.reading import Span, Time, read_range, read_spans, spans
 from forecaster.kafka.sink import KafkaSink
 from forecaster.kafka.source import KafkaSource, subscription_pattern
 from forecaster.kafka.state import StateReader
@@ -17,14 +18,20 @@ from forecaster.kafka.topics import TopicDescription, check_topics, create_topic
 __all__ = [
     "KafkaSink",
     "KafkaSource",
+    "Span",
     "StateReader",
     "Time",
     "TopicDescription",
     "check_topics",
+    "commit_offsets",
+    "committed_offsets",
     "create_topics",
     "describe_topics",
+    "group_members",
     "matching_topics",
     "partition_for_key",
     "read_range",
+    "read_spans",
+    "spans",
     "subscription_pattern",
 ]

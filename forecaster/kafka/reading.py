@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kafka.structs import TopicPartition as ClientPartition
@@ -12,18 +12,27 @@ from forecaster.errors import BrokerUnavailable
 from forecaster.kafka import clients
 from forecaster.kafka.failures import translated
 from forecaster.kafka.topics import require_topics
+from forecaster.records import TopicPartition
 
 if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
     from forecaster.records import Record
 
-SILENCE_MAX_S = 30.0
+# Longer than a transaction that nobody ends: the broker does after transaction_timeout_s, 30 s by default.
+SILENCE_MAX_S = 60.0
 
 
 class Time(NamedTuple):
     """A bound given as a time: the first record whose timestamp is not before it."""
 
     ms: int  # since the epoch
+
+
+class Span(NamedTuple):
+    """The offsets of one partition from `start` up to but not including `end`."""
+
+    start: int
+    end: int
 
 
 Bound = Time | Mapping[int, int] | None
@@ -43,7 +52,7 @@ def read_range(
         committed: leave out what open or aborted transactions wrote.
 
     Raises:
-        BrokerUnavailable: no record and no answer for half a minute.
+        BrokerUnavailable: no record and no answer for a minute.
         BrokerRefused: no such topic, no permission.
     """
     require_topics(config, [topic])
@@ -55,6 +64,43 @@ def read_range(
             for partition, (first, _) in bounds.items():
                 consumer.seek(partition, first)
         yield from _batches(config, consumer, {partition: last for partition, (_, last) in bounds.items()})
+    finally:
+        consumer.close(timeout_ms=1_000)
+
+
+def spans(
+    config: KafkaConfig, topics: Iterable[str], *, start: Bound = None, end: Bound = None
+) -> dict[TopicPartition, Span]:
+    """What there is between two bounds, by partition: what open transactions wrote too, and nothing of what is gone.
+
+    Raises:
+        BrokerRefused: no such topic, no permission.
+    """
+    names = list(topics)
+    require_topics(config, names)
+    # A read_committed consumer would be told the end without the open transactions.
+    consumer = clients.plain_consumer(config, committed=False)
+    try:
+        with translated(config):
+            found = [_bounds(consumer, topic, start, end) for topic in names]
+    finally:
+        consumer.close(timeout_ms=1_000)
+    return {TopicPartition(*partition): Span(*span) for of in found for partition, span in of.items()}
+
+
+def read_spans(config: KafkaConfig, wanted: Mapping[TopicPartition, Span]) -> Iterator[list[Record]]:
+    """The committed records of these spans, in batches; per partition in offset order.
+
+    What a transaction still open wrote is waited for: it is decided, or the broker aborts it in time.
+    """
+    consumer = clients.plain_consumer(config, committed=True)
+    try:
+        ends = {ClientPartition(*partition): span.end for partition, span in wanted.items() if span.start < span.end}
+        with translated(config):
+            consumer.assign(list(ends))
+            for partition in ends:
+                consumer.seek(partition, wanted[TopicPartition(*partition)].start)
+        yield from _batches(config, consumer, ends)
     finally:
         consumer.close(timeout_ms=1_000)
 
