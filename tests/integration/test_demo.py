@@ -26,6 +26,8 @@ def started(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
         if process.poll() is None:
             process.kill()
             process.wait(30)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def _start(directory: Path, *flags: str) -> subprocess.Popen[str]:
