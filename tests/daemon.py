@@ -25,7 +25,7 @@ from forecaster.outcome import Outcome
 from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.records import Commit, MemoryRecord, Output, Record, TopicPartition
 from forecaster.routing import Routes
-from forecaster.worker import Worker
+from forecaster.worker import Stage, Worker
 
 START_MS = 1_735_732_800_000
 MINUTE_MS = 60_000
@@ -132,11 +132,11 @@ class Watch:
         """Count."""
         self.told["polled"] += len(records)
 
-    def stepped(self, pipeline: Pipeline, outcome: Outcome) -> None:
+    def stepped(self, stage: Stage, outcome: Outcome) -> None:
         """Count."""
         self.told["stepped"] += len(outcome.streams) + outcome.replayed
 
-    def committed(self, outcomes: Sequence[tuple[Pipeline, Outcome]], commit_seconds: float) -> None:
+    def committed(self, outcomes: Sequence[tuple[Stage, Outcome]], commit_seconds: float) -> None:
         """Keep the outcomes."""
         assert commit_seconds >= 0
         self.outcomes += [outcome for _, outcome in outcomes]

@@ -67,6 +67,7 @@ def test_one_transaction_carries_a_bounded_number_of_rows() -> None:
     checkpoint = Checkpoint(0.0)
     for offset in range(ROWS_PER_FLUSH_MAX + 3):
         checkpoint.touch(key(f"S{offset}"), offset, 0.0)
+    checkpoint.settle()
     assert len(checkpoint.take_due(1.0)) == ROWS_PER_FLUSH_MAX
     assert checkpoint.take_due(1.0) == [key(f"S{ROWS_PER_FLUSH_MAX + i}") for i in range(3)]
 

@@ -80,7 +80,12 @@ def test_partition_of_an_output_is_worked_out_once_a_stream() -> None:
     config = make_config(signal={"publish": "every"})
     pipeline = make_pipeline(config)
     asked: list[tuple[str, bytes]] = []
-    pipeline._partition_of = lambda topic, key: asked.append((topic, key)) or 3
+
+    def partition_of(topic: str, key: bytes) -> int:
+        asked.append((topic, key))
+        return 3
+
+    pipeline._partition_of = partition_of
     for start in range(3):
         step(pipeline, records(tick("A", start, 1), tick("B", start, 1), start=2 * start))
     assert sorted(asked) == [(topic, key) for topic in (TOPICS.forecast, TOPICS.signal) for key in (b"A", b"B")]
@@ -270,7 +275,7 @@ def everything(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-UNDONE = {
+UNDONE: dict[str, list[Any]] = {
     "known streams": [tick("A", 900, 7), tick("B", 900, 7), tick("A", 901, 8)],
     "a new stream": [tick("A", 900, 7), tick("N", 900, 7)],
     "only bad ones": [b"{", tick("A", -5, 1)],
@@ -448,7 +453,8 @@ def test_later_row_of_a_stream_replaces_the_earlier_one() -> None:
     step(old, records(tick("A", 1, 2), start=2))
     second = rows_of(old)
     gone = MemoryRecord("ticks.state", 0, 9, 0, b"B", None)
-    for pieces in ([[*first, *second, gone]], [first, second, [gone]]):
+    cuts: list[list[list[Record]]] = [[[*first, *second, gone]], [first, second, [gone]]]
+    for pieces in cuts:
         pipeline = make_pipeline(make_config())
         pipeline.assign(P0, 3)
         for piece in pieces:

@@ -17,7 +17,7 @@ from forecaster.signals import DOWN, FLAT, UP
 )
 def test_direction_clears_the_threshold_or_is_flat(up: float, down: float, expected: int) -> None:
     """Up or down where its probability is above 0.55; equal to it is not enough."""
-    way = signals.directions(np.array([up], np.float64), np.array([down], np.float64), 0.55)  # type: ignore[arg-type]
+    way = signals.directions(np.array([up], np.float64), np.array([down], np.float64), 0.55)
     assert way.tolist() == [expected]
 
 

@@ -88,17 +88,17 @@ def test_order_knows_what_comes_before_each_record(before: list[tuple[int, ...]]
     newest: dict[int, float] = {}
     for slot, time_s, _ in before:
         newest[slot] = max(newest.get(slot, -np.inf), time_s)
-    for slot, time_s in newest.items():
-        table.columns["newest_s"][slot] = time_s
+    for slot, newest_s in newest.items():
+        table.columns["newest_s"][slot] = newest_s
     slots = np.array([slot for slot, _, _ in poll], np.int32)
     times = np.array([time_s for _, time_s, _ in poll], np.float64)
     order = table.order(slots, times)
     seen: dict[int, int] = {}
-    expected = []
-    for slot, time_s, _ in poll:
+    expected: list[tuple[int, float]] = []
+    for slot, at_s, _ in poll:
         expected.append((seen.get(slot, 0), newest.get(slot, -np.inf)))
         seen[slot] = seen.get(slot, 0) + 1
-        newest[slot] = max(newest.get(slot, -np.inf), time_s)
+        newest[slot] = max(newest.get(slot, -np.inf), at_s)
     got = [(0, 0.0)] * len(poll)
     for place, round_, before_s in zip(order.by_stream, order.round, order.before_s, strict=True):
         got[place] = (round_, before_s)
