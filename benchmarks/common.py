@@ -206,7 +206,9 @@ def messages(consumer: Consumer, worker: psutil.Popen, start_max_s: float = STAR
     """Batches as they become visible, empty ones too, as long as the process lives and is not silent."""
     deadline_s = time.perf_counter() + start_max_s
     while True:
-        batch = consumer.consume(10_000, timeout=0.05)
+        # consume() alone would wait for its whole timeout, or for so many.
+        first = consumer.poll(0.05)
+        batch = [] if first is None else [first, *consumer.consume(10_000, timeout=0)]
         if batch:
             deadline_s = time.perf_counter() + SILENCE_MAX_S
         if worker.poll() is not None or time.perf_counter() > deadline_s:
