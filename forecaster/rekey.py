@@ -103,5 +103,3 @@ class Original(NamedTuple):
         topic, partition, offset = carried[SOURCE_HEADER].decode().rsplit("/", 2)
         key = carried.get(KEY_HEADER)
         return cls(topic, int(partition), int(offset), record.timestamp, key, record.value, own)
-
-

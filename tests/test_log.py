@@ -131,7 +131,7 @@ def test_a_traceback_is_one_json_field(machine: io.StringIO) -> None:
 
 
 def test_the_level_is_ours(text: io.StringIO) -> None:
-    """Our events speak from the configured level on, other libraries from WARNING, kafka's attempts to reach a broker never."""
+    """Our events speak from the configured level on, others from WARNING, kafka's attempts to reach a broker never."""
     for name in ("forecaster.worker", "kafka.consumer", "kafka.net.manager", "somebody"):
         for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
             logging.getLogger(name).log(level, "from %s", name)

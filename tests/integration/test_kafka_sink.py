@@ -30,37 +30,45 @@ class Daemon:
         self.sink = KafkaSink(self.config, self.source)
 
     def join(self, partitions: int = 2) -> None:
+        """Poll until the partitions are ours."""
         poll_until(self.source, lambda polls: sum(len(poll.assigned) for poll in polls) >= partitions)
 
     def send(self, output_topic: str, *texts: str) -> None:
+        """Begin a transaction and send one record for each text."""
         self.sink.begin()
         self.sink.send([output(output_topic, text) for text in texts])
 
     def at(self, offset: int, replay_offset: int | None = None, partition: int = 0) -> dict[TopicPartition, Commit]:
+        """The commit of one partition."""
         replay_offset = offset if replay_offset is None else replay_offset
         return {TopicPartition(self.topic, partition): Commit(offset, replay_offset)}
 
     def close(self) -> None:
+        """Sink and source."""
         self.sink.close()
         self.source.close()
 
 
 def output(topic: str, text: str) -> Output:
+    """One record to publish."""
     return Output(topic, 0, text.encode(), text.encode(), [("source", b"in/0/0")], 1_700_000_000_000)
 
 
 @pytest.fixture
 def topic(new_topic: NewTopics) -> str:
+    """An input topic."""
     return new_topic("in", partitions=2)
 
 
 @pytest.fixture
 def outputs(new_topic: NewTopics) -> str:
+    """An output topic."""
     return new_topic("out")
 
 
 @pytest.fixture
 def daemon(kafka: Broker, topic: str, group: str) -> Iterator[Daemon]:
+    """A source and a sink that belong together."""
     made = Daemon(kafka, topic, group)
     yield made
     made.close()

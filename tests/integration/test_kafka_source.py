@@ -36,14 +36,17 @@ def open_source(kafka: Broker, group: str) -> Iterator[Open]:
 
 
 def gained(polls: list[Poll]) -> list[TopicPartition]:
+    """All partitions that came."""
     return [assigned.partition for poll in polls for assigned in poll.assigned]
 
 
 def lost(polls: list[Poll]) -> list[TopicPartition]:
+    """All partitions that went."""
     return [partition for poll in polls for partition in poll.revoked]
 
 
 def delivered(polls: list[Poll]) -> set[int]:
+    """The partitions of all records."""
     return {record.partition for poll in polls for record in poll.records}
 
 
@@ -143,6 +146,7 @@ class Member(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        """Poll as the worker does."""
         while not self.stopped.is_set():
             # Half a second is what the worker does; what is in between is a batch.
             self.polls.append(self.source.poll(0.5))
@@ -151,11 +155,13 @@ class Member(threading.Thread):
             time.sleep(0.02)
 
     def stop(self) -> None:
+        """Poll no more; bounded."""
         self.stopped.set()
         self.join(30)
 
 
 def wait_for(enough: Callable[[], bool], *seen: object) -> None:
+    """Wait until it is so, a minute at most; `seen` is what a failure shows."""
     deadline = time.monotonic() + 60
     while not enough():
         assert time.monotonic() < deadline, seen
