@@ -80,6 +80,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     _add_config(verify)
     _add_verify(verify)
 
+    state = _command(commands, "state", "the streams' states as they are committed")
+    _add_state(state)
+
     demo = commands.add_parser("demo", help="a real Kafka, real series, the daemon, live in this terminal")
     demo.set_defaults(module="forecaster.demo")
     if next((word for word in words if not word.startswith("-")), None) == "demo":
@@ -130,6 +133,28 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--to", dest="end", metavar="WHERE", help=f"exclusive (the group's committed offsets): {bound}")
     verify.add_argument("--findings", type=_count, default=20, metavar="N", help="how many to name (%(default)s)")
     verify.add_argument("--json", action="store_true", help="as one JSON document")
+
+
+def _add_state(state: argparse.ArgumentParser) -> None:
+    actions = state.add_subparsers(metavar="action", dest="action", required=True)
+    for name, text in (
+        ("list", "the streams that have a written state"),
+        ("show", "one stream's state, its numbers by their names"),
+        ("export", "every state into a file; the group must be stopped"),
+        ("import", "every state from a file, and no others; the group must be stopped"),
+        ("reset", "begin a stream, or all, anew; the group must be stopped"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        _add_config(action)
+        if name == "show":
+            action.add_argument("stream", metavar="STREAM")
+        if name == "reset":
+            action.add_argument("stream", nargs="?", metavar="STREAM")
+            action.add_argument("--all", action="store_true", help="every stream of every input")
+        if name in {"export", "import"}:
+            action.add_argument("file", metavar="FILE", help="JSON lines")
+        if name in {"list", "show"}:
+            action.add_argument("--json", action="store_true", help="one JSON document a line")
 
 
 def _add_input(command: argparse.ArgumentParser) -> None:

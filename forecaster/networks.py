@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+
+import msgspec
 
 from forecaster.config import InputConfig
 from forecaster.errors import InvalidConfig
 from forecaster.model import registry
+from forecaster.model.layout import ROW_FORMAT
 from forecaster.model.registry import Model
 from forecaster.model.spec import NetworkSpec
 
@@ -46,3 +50,8 @@ def model_directory(config: InputConfig) -> Path:
             f'[[inputs]] {config.name} model: is missing: the directory for the weights, such as "models/{config.name}"'
         )
     return Path(config.model)
+
+
+def state_checksum(spec: NetworkSpec) -> int:
+    """Tells rows of different networks apart: a state fits where everything that shapes it is the same."""
+    return zlib.crc32(msgspec.json.encode((ROW_FORMAT, spec)))

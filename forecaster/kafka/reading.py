@@ -59,7 +59,7 @@ def read_range(
     consumer = clients.plain_consumer(config, committed=committed)
     try:
         with translated(config):
-            bounds = _bounds(consumer, topic, start, end)
+            bounds = {each: span for each, span in _bounds(consumer, topic, start, end).items() if span[0] < span[1]}
             consumer.assign(list(bounds))
             for partition, (first, _) in bounds.items():
                 consumer.seek(partition, first)
@@ -71,7 +71,9 @@ def read_range(
 def spans(
     config: KafkaConfig, topics: Iterable[str], *, start: Bound = None, end: Bound = None
 ) -> dict[TopicPartition, Span]:
-    """What there is between two bounds, by partition: what open transactions wrote too, and nothing of what is gone.
+    """What there is between two bounds, in every partition: what open transactions wrote too, not what is gone.
+
+    An empty partition's span is empty; those that a bound leaves out are left out.
 
     Raises:
         BrokerRefused: no such topic, no permission.
@@ -106,14 +108,14 @@ def read_spans(config: KafkaConfig, wanted: Mapping[TopicPartition, Span]) -> It
 
 
 def _bounds(consumer: Any, topic: str, start: Bound, end: Bound) -> dict[Any, tuple[int, int]]:
-    """(first, last + 1) for each partition that has records in between."""
+    """(first, last + 1) for each partition that both bounds name; equal where there is nothing in between."""
     partitions = [ClientPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
     oldest, newest = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
     firsts = _offsets(consumer, partitions, start, oldest, newest)
     lasts = _offsets(consumer, partitions, end, newest, newest)
     both = [partition for partition in partitions if partition in firsts and partition in lasts]
     spans = {each: (max(firsts[each], oldest[each]), min(lasts[each], newest[each])) for each in both}
-    return {partition: span for partition, span in spans.items() if span[0] < span[1]}
+    return {partition: (first, max(first, last)) for partition, (first, last) in spans.items()}
 
 
 def _offsets(
