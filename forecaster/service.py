@@ -8,14 +8,11 @@ import random
 import signal
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from types import FrameType, MappingProxyType
 from typing import NamedTuple
-
-import msgspec
 
 from forecaster import log as logs
 from forecaster.config import Config, InputConfig
@@ -24,12 +21,10 @@ from forecaster.health import Health
 from forecaster.kafka import KafkaSink, KafkaSource, partition_for_key
 from forecaster.log import event
 from forecaster.metrics import Metrics
-from forecaster.model.layout import ROW_FORMAT
 from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
-from forecaster.model.spec import NetworkSpec
 from forecaster.model.step import StepEngine
-from forecaster.networks import network_spec, trained_model
+from forecaster.networks import network_spec, state_checksum, trained_model
 from forecaster.observer import MetricsObserver
 from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.rekey import Rekeyer
@@ -59,11 +54,6 @@ def load_model(config: InputConfig) -> Model:
         spec = network_spec(config)
         return Model(spec=spec, weights=initial_weights(spec, seed=1), version=UNTRAINED)
     return model
-
-
-def state_checksum(spec: NetworkSpec) -> int:
-    """Tells rows of different networks apart: a state fits where everything that shapes it is the same."""
-    return zlib.crc32(msgspec.json.encode((ROW_FORMAT, spec)))
 
 
 class Engines(NamedTuple):
