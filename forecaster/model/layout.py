@@ -9,18 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from forecaster.model.geometry import LAGS, LEVELS, experts, kept_width, longest, readout_width
 from forecaster.model.spec import NetworkSpec
 
 # Changes whenever an old row can no longer be read as a new one.
 ROW_FORMAT = 1
 
+# Variance of a readout's weight before anything is known, and at most: that of about 30 records of evidence.
+VARIANCE_MAX = 0.03
+
 # A count in one float32 is exact up to 2^24; two fields of 2^20 hold a year at 60,000 records a second.
 COUNT_BASE = 1 << 20
+
+
+Declared: TypeAlias = "tuple[str, tuple[int, ...], float | NDArray[np.float64]]"
 
 
 class Field(NamedTuple):
@@ -28,7 +35,7 @@ class Field(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    initial: float
+    initial: float | NDArray[np.float64]
     start: int
 
     @property
@@ -45,7 +52,7 @@ class Field(NamedTuple):
 class RowLayout:
     """Named fields over one float32 row of `width` floats."""
 
-    def __init__(self, declared: Iterator[tuple[str, tuple[int, ...], float]]) -> None:
+    def __init__(self, declared: Iterator[Declared]) -> None:
         """Lay the declared (name, shape, initial value) out one after the other."""
         self.fields: dict[str, Field] = {}
         self.width = 0
@@ -59,7 +66,7 @@ class RowLayout:
         """[width]: the row of a stream that has seen nothing."""
         row = np.empty(self.width, np.float32)
         for field in self.fields.values():
-            row[field.slice] = field.initial
+            row[field.slice] = np.ravel(field.initial)
         return row
 
     def view(self, rows: NDArray[np.float32], name: str) -> NDArray[np.float32]:
@@ -79,11 +86,21 @@ def row_layout(spec: NetworkSpec) -> RowLayout:
 
 
 def pending_width(spec: NetworkSpec) -> int:
-    """Floats kept of one forecast of one target: its quantiles, P(up), P(down), scale, level (high, low)."""
-    return len(spec.quantiles) + 5
+    """Floats kept of one forecast of one target: quantiles, P(up), P(down), scale, level (high, low), what made it."""
+    return len(spec.quantiles) + 5 + kept_width(spec)
 
 
-def _fields(spec: NetworkSpec) -> Iterator[tuple[str, tuple[int, ...], float]]:
+def season_field(season: int) -> str:
+    """Name the ring of a season."""
+    return f"memory/season{season}"
+
+
+def serving_only(name: str) -> bool:
+    """Whether only the whole step needs field `name`: `network.advance`, which training scans, does without."""
+    return name == "pending" or name.startswith(("readout/", "hedge/", "calibration/"))
+
+
+def _fields(spec: NetworkSpec) -> Iterator[Declared]:
     targets = (len(spec.targets),)
     numeric = (len(spec.features),)
     # How many records this stream has stepped. 0 is a stream that has seen nothing.
@@ -109,8 +126,47 @@ def _fields(spec: NetworkSpec) -> Iterator[tuple[str, tuple[int, ...], float]]:
     for layer in range(spec.layers):
         for part in CELL_PARTS[spec.cell]:
             yield f"cell{layer}/{part}", (spec.units,), 0.0
+    if spec.memory:
+        yield from _memory_fields(spec)
+    yield from _adaptive_fields(spec)
     # Forecasts whose target has not come yet: for horizon h a ring of h places, one ring after the other.
     yield "pending", (sum(spec.horizons), len(spec.targets), pending_width(spec)), 0.0
+
+
+def _memory_fields(spec: NetworkSpec) -> Iterator[Declared]:
+    targets = len(spec.targets)
+    # The newest first.
+    yield "memory/changes", (targets, LAGS), 0.0
+    # Means minus the last value.
+    yield "memory/levels", (targets, len(LEVELS)), 0.0
+    # Slow root mean square of the changes.
+    yield "memory/scale", (targets,), 0.0
+    for season in spec.seasons:
+        # By phase, which is the count of records modulo the season: the mean distance from the level.
+        yield season_field(season), (season, targets), 0.0
+
+
+def _adaptive_fields(spec: NetworkSpec) -> Iterator[Declared]:
+    targets, width = len(spec.targets), readout_width(spec)
+    forecasts = (targets, len(spec.horizons))
+    if spec.readout:
+        yield "readout/weights", (targets, width, len(spec.horizons)), 0.0
+        yield "readout/covariance", (targets, width, width), np.tile(VARIANCE_MAX * np.eye(width), (targets, 1, 1))
+        # Features, gain and scale of the last records: a ring of one place for each record of the longest horizon.
+        yield "readout/ring", (longest(spec), targets, 2 * width + 1), 0.0
+    if spec.hedge:
+        yield "hedge/squares", (*forecasts, len(experts(spec))), 0.0
+        yield "hedge/slopes", (*forecasts, len(experts(spec))), 0.0
+        yield "hedge/usual", forecasts, 0.0
+    if spec.calibration:
+        yield "calibration/usual", forecasts, 0.0
+        yield "calibration/offsets", (*forecasts, len(spec.quantiles)), 0.0
+        # Of even odds, the quantiles' and the head's.
+        yield "calibration/losses", (*forecasts, 3), 0.0
+        # log of the stretch, and the shift.
+        yield "calibration/odds", (*forecasts, 2), 0.0
+        # How often the value was the same.
+        yield "calibration/same", forecasts, 0.0
 
 
 # What each kind of cell carries from record to record.

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from forecaster.model import pending
+from forecaster.model import adaptive, memory, pending
 from forecaster.model.cells import CELLS, CellWeights
+from forecaster.model.columns import packed_columns
+from forecaster.model.geometry import initial_pooling, memory_width
 from forecaster.model.heads import Forecast, forecast, head_bias, head_width
-from forecaster.model.layout import CELL_PARTS, RowLayout
+from forecaster.model.layout import CELL_PARTS, RowLayout, season_field
 from forecaster.model.normalise import Observed, cell_input_width, count, normalise
 from forecaster.model.runtime import Fields, Tensor, Weights, tf
 from forecaster.model.spec import NetworkSpec
@@ -25,12 +27,16 @@ from forecaster.model.spec import NetworkSpec
 # The change from one record to the next that an untrained model takes for usual, as part of the value.
 PRIOR_RELATIVE = 0.01
 
+RINGS = frozenset({"pending", "readout/ring"})
+SEASONS = season_field(0).rstrip("0")
+
 
 class Advanced(NamedTuple):
     """One record's way through the network; `forecast` is at `spec.steps`, in scales."""
 
     observed: Observed
     forecast: Forecast
+    remembered: memory.Remembered | None = None
 
 
 def initial_weights(spec: NetworkSpec, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -38,7 +44,7 @@ def initial_weights(spec: NetworkSpec, seed: int) -> dict[str, NDArray[np.float3
     random = np.random.default_rng(seed)
     gates = CELLS[spec.cell].gates
     weights: dict[str, NDArray[np.float32]] = {}
-    width = cell_input_width(spec)
+    width = cell_input_width(spec) + len(spec.targets) * memory_width(spec)
     for layer in range(spec.layers):
         bias = np.zeros(gates * spec.units, np.float32)
         if spec.cell == "lstm":
@@ -51,27 +57,38 @@ def initial_weights(spec: NetworkSpec, seed: int) -> dict[str, NDArray[np.float3
     weights["head/bias"] = head_bias(spec)
     weights["prior/relative"] = np.full(len(spec.targets), PRIOR_RELATIVE, np.float32)
     weights["prior/absolute"] = np.zeros(len(spec.targets), np.float32)
+    if spec.memory:
+        weights["prior/pooling"] = initial_pooling(spec)
     return weights
 
 
-def advance(spec: NetworkSpec, weights: Weights, state: Fields, packed: Tensor) -> tuple[Advanced, Fields]:
+def advance(
+    spec: NetworkSpec, weights: Weights, state: Fields, packed: Tensor, live: Tensor | None = None
+) -> tuple[Advanced, Fields]:
     """Advance each stream by one record and forecast.
 
     Args:
         spec: the network's.
         weights: as initial_weights names and shapes them.
-        state: the streams' fields, [batch, ...]; `pending` is not looked at.
+        state: the streams' fields, [batch, ...]; those of `layout.serving_only` are not looked at.
         packed: [batch, K], records as `columns.pack` lays them out.
+        live: bool[batch], where the seasons' rings may change; everywhere if not given.
 
     Returns:
         What was observed and forecast, and the fields that changed.
     """
     inputs, observed, fields = normalise(spec, weights, state, packed)
+    remembered = None
+    if spec.memory:
+        remembered, more = memory.remember(spec, weights, state, observed, pending.record_count(state), live)
+        fields |= more
+        flat = tf.reshape(tf.asinh(remembered.features), [-1, len(spec.targets) * memory_width(spec)])
+        inputs = tf.concat([inputs, flat], axis=-1)
     outputs, hidden = _cells(spec, weights, state, inputs)
     made = forecast(spec, weights["head/kernel"], weights["head/bias"], outputs)
     # A forecast of a target that was never observed has nothing to stand on: filled with 0, as a change.
     fill = made.quantiles[:, :, 0, spec.median] * observed.scale * observed.known
-    return Advanced(observed, made), {**fields, **hidden, **count(state), "fill": fill}
+    return Advanced(observed, made, remembered), {**fields, **hidden, **count(state), "fill": fill}
 
 
 def step(spec: NetworkSpec, weights: Weights, state: Fields, packed: Tensor, live: Tensor) -> tuple[Tensor, Fields]:
@@ -87,18 +104,30 @@ def step(spec: NetworkSpec, weights: Weights, state: Fields, packed: Tensor, liv
     Returns:
         [batch, output_width] as `output_columns` lays it out, and the next state.
     """
-    made, fields = advance(spec, weights, state, packed)
-    quantiles, chances = published(spec, made)
+    made, fields = advance(spec, weights, state, packed, live)
+    seen = made.observed
     place, due = pending.places(spec, state)
     rows = tf.repeat(tf.range(tf.shape(place)[0])[:, None], len(spec.horizons), axis=1)
     where = tf.stack([rows, place], axis=-1)
     old = tf.gather_nd(state["pending"], where)
-    scores = pending.settle(spec, due, old, made.observed)
-    new = tf.where(live[:, None, None, None], pending.entries(spec, quantiles, chances, made.observed), old)
-    after = {name: keep(live, value, state[name]) for name, value in fields.items()}
+    scores = pending.settle(spec, due, old, seen)
+    said = adaptive.Said(*published(spec, made), _medians(spec, made))
+    clock = packed[:, packed_columns(spec).clock]
+    settled = adaptive.Due(*pending.arrived(spec, due, old, seen))
+    count_before = pending.record_count(state)
+    adapted = adaptive.adapt(spec, state, said, made.remembered, clock, settled, live, count_before)
+    fields |= adapted.fields
+    if spec.adaptive and spec.horizons[0] == 1:
+        fields["fill"] = adapted.quantiles[:, :, 0, spec.median] * seen.known
+    new = pending.entries(spec, adapted.quantiles, adapted.chances, adapted.kept, seen)
+    new = tf.where(live[:, None, None, None], new, old)
+    # Rings keep what is not live by themselves: they write one place, and comparing whole rings would cost more.
+    after = {
+        name: value if name in RINGS or name.startswith(SEASONS) else keep(live, value, state[name])
+        for name, value in fields.items()
+    }
     after["pending"] = tf.tensor_scatter_nd_update(state["pending"], where, new)
-    seen = made.observed
-    parts = [seen.high, seen.low, seen.scale, seen.known, quantiles, chances, scores]
+    parts = [seen.high, seen.low, seen.scale, seen.known, adapted.quantiles, adapted.chances, scores]
     return tf.concat([_flat(part) for part in parts], axis=-1), after
 
 
@@ -109,6 +138,12 @@ def published(spec: NetworkSpec, made: Advanced) -> tuple[Tensor, Tensor]:
     units = made.observed.scale[:, :, None, None] * widening[:, None]
     chances = tf.nn.softmax(made.forecast.direction[:, :, first:])
     return made.forecast.quantiles[:, :, first:] * units, tf.gather(chances, [0, 2], axis=-1)
+
+
+def _medians(spec: NetworkSpec, made: Advanced) -> Tensor:
+    """[batch, D, steps]: the head's medians as changes in the target's units."""
+    widening = tf.sqrt(tf.constant(spec.steps, made.forecast.quantiles.dtype))
+    return made.forecast.quantiles[..., spec.median] * made.observed.scale[..., None] * widening
 
 
 def output_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,9 @@ Cell = Literal["rnn", "lstm", "gru", "feedforward"]
 
 MEDIAN = 0.5
 
+# Three levels and five changes; each season adds two changes and two of its own.
+MEMORY_MIN = 8
+
 
 class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The shape of one input's network.
@@ -29,6 +32,10 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         horizons: records ahead, ascending, H of them: the forecasts that are published.
         quantiles: ascending, strictly between 0 and 1, Q of them, 0.5 among them.
         seasons: season lengths in records.
+        memory: at most so many features are made of recent changes, levels and seasons; 0: no such memory.
+        readout: whether a readout learns per stream, on every record; it needs the memory.
+        hedge: whether several forecasts are weighed by what each has lost; otherwise the readout's, or the head's.
+        calibration: whether quantiles and direction are corrected per stream, on every record.
 
     Raises:
         ValueError: one line that names the field (msgspec turns it into a ValidationError when decoding).
@@ -43,6 +50,10 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     categories: dict[str, tuple[str, ...]] = {}
     quantiles: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     seasons: tuple[int, ...] = ()
+    memory: int = 0
+    readout: bool = False
+    hedge: bool = False
+    calibration: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from."""
@@ -64,6 +75,11 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     def steps(self) -> tuple[int, ...]:
         """The horizons that the network forecasts: the published ones, and 1, which fills a missing target."""
         return self.horizons if self.horizons[0] == 1 else (1, *self.horizons)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether anything but the running means learns from record to record."""
+        return self.readout or self.hedge or self.calibration
 
     @property
     def median(self) -> int:

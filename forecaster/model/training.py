@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from forecaster.errors import Fatal
 from forecaster.model import learning, network
 from forecaster.model.columns import StreamHistory
-from forecaster.model.layout import CELL_PARTS, row_layout
+from forecaster.model.layout import CELL_PARTS, row_layout, serving_only
 from forecaster.model.normalise import SIGMA_OF_DEVIATION
 from forecaster.model.registry import Model, new_version, refuse_not_finite
 from forecaster.model.runtime import Fields, Tensor, Weights, tf
@@ -338,8 +338,8 @@ def _warnings(spec: NetworkSpec, options: TrainOptions, back: tuple[float, ...],
 
 
 def _initial_state(spec: NetworkSpec, batch: int) -> Fields:
-    """Every field but `pending`, which only serving needs, of `batch` streams that have seen nothing."""
-    fields = [field for field in row_layout(spec).fields.values() if field.name != "pending"]
+    """Every field but those that only serving needs, of `batch` streams that have seen nothing."""
+    fields = [field for field in row_layout(spec).fields.values() if not serving_only(field.name)]
     return {field.name: tf.fill([batch, *field.shape], tf.constant(field.initial, tf.float32)) for field in fields}
 
 
