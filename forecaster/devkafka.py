@@ -86,7 +86,7 @@ class DevKafka:
         Fatal: no network for the first fetch, no Java, or the broker died at start; one line each.
     """
 
-    def __init__(  # noqa: PLR0913 - six keyword settings of one broker; a settings class would only rename them
+    def __init__(
         self,
         directory: Path,
         *,

@@ -6,6 +6,7 @@ Never a key or value deserializer: an exception in one wedges its partition for 
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.net.compat import KafkaNetClient
 from kafka.partitioner.default import murmur2
 
-from forecaster.errors import BrokerUnavailable
+from forecaster.errors import BrokerRefused, BrokerUnavailable
 from forecaster.kafka.failures import connecting, translated
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def _built(config: KafkaConfig, kind: Any, **options: Any) -> Any:
     once for every try. So nobody is built before somebody answers at the address, and
     the part that holds them is kept to be closed.
     """
+    _check_tls_files(config)
     reach(config)
     held: list[Any] = []
 
@@ -169,6 +171,14 @@ def _built(config: KafkaConfig, kind: Any, **options: Any) -> Any:
             for each in held:
                 each.close()
             raise
+
+
+def _check_tls_files(config: KafkaConfig) -> None:
+    """Raises BrokerRefused: the client would try a file that is not there again and again, and call it a timeout."""
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        path = getattr(config, name)
+        if path is not None and not os.access(path, os.R_OK):
+            raise BrokerRefused(f"[kafka] {name}: cannot read {path}")
 
 
 def reach(config: KafkaConfig) -> None:

@@ -50,7 +50,7 @@ def translate(error: Exception, config: KafkaConfig, *, in_transaction: bool = F
         config: names the settings that the message tells to mend.
         in_transaction: the trouble is one batch's, and giving that batch up mends it.
     """
-    error = _cause(error)
+    error = cause(error)
     refusal = _refusal(error, config)
     if refusal:
         return BrokerRefused(refusal)
@@ -86,14 +86,14 @@ def connecting(config: KafkaConfig) -> Iterator[None]:
     listener = _Listener()
     level, propagate = _CONNECTION_LOG.level, _CONNECTION_LOG.propagate
     # Its own handlers are left out meanwhile: the one line that we raise says it all.
-    _CONNECTION_LOG.setLevel(logging.WARNING)
+    _CONNECTION_LOG.setLevel(logging.DEBUG)
     _CONNECTION_LOG.propagate = False
     _CONNECTION_LOG.addHandler(listener)
     try:
         yield
     except (errors.KafkaError, OSError) as error:
         # OSError: a certificate file that cannot be read.
-        raise _cannot_connect(error, listener.reason, config) from error
+        raise _cannot_connect(error, listener, config) from error
     finally:
         _CONNECTION_LOG.removeHandler(listener)
         _CONNECTION_LOG.setLevel(level)
@@ -101,41 +101,62 @@ def connecting(config: KafkaConfig) -> Iterator[None]:
 
 
 class _Listener(logging.Handler):
-    """Keeps why the last connection failed; of two reasons the one that names a cause wins."""
+    """Keeps why a connection failed; of two reasons the one that names a cause wins.
+
+    A broker answers a wrong password and hangs up, and the client drops an answer
+    that it reads together with the end of the connection. So what it sent is looked at
+    too, which it logs for debugging: to be hung up on after the login, again and
+    again, is that answer. Nothing of these records is kept: the login is in them.
+    """
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.DEBUG)
         self.reason = ""
+        self.refusal = ""
+        self._login_sent = False
+        self._hung_up = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         for argument in record.args if isinstance(record.args, tuple) else ():
-            if isinstance(argument, Exception) and str(argument):
-                told = _one_line(argument)
-                if _credentials_or_certificate(told) or not _credentials_or_certificate(self.reason):
-                    self.reason = told
+            kind = type(argument).__name__
+            if kind in ("SaslHandshakeRequest", "SaslAuthenticateRequest"):
+                self._login_sent = True
+            elif kind in ("SaslHandshakeResponse", "SaslAuthenticateResponse"):
+                self._login_sent = False
+            elif isinstance(argument, errors.SaslAuthenticationFailedError | errors.UnsupportedSaslMechanismError):
+                self.refusal = _one_line(argument)
+            elif isinstance(argument, Exception) and not isinstance(argument, errors.KafkaTimeoutError):
+                # The timeout is what giving up is called; it is no reason.
+                self._failed(_one_line(argument))
+
+    def _failed(self, told: str) -> None:
+        self._hung_up += self._login_sent
+        self._login_sent = False
+        if self._hung_up > 1 and not self.refusal:
+            self.refusal = "it hangs up on the login"
+        if _of_tls(told) or not _of_tls(self.reason):
+            self.reason = told
 
 
-def _credentials_or_certificate(reason: str) -> bool:
-    lowered = reason.lower()
-    return any(word in lowered for word in ("sasl", "authenticat", "certificate", "ssl"))
+def _of_tls(reason: str) -> bool:
+    return any(word in reason.lower() for word in ("certificate", "ssl", "tls"))
 
 
-def _cannot_connect(error: Exception, reason: str, config: KafkaConfig) -> ForecasterError:
-    refusal = _refusal(_cause(error), config)
-    if refusal:
-        return BrokerRefused(refusal)
+def _cannot_connect(error: Exception, told: _Listener, config: KafkaConfig) -> ForecasterError:
+    refusal = _refusal(cause(error), config)
     where = f"{config.bootstrap_servers} ({config.security_protocol})"
-    if isinstance(error, OSError):
-        return BrokerRefused(f"cannot read the TLS files for {where}: {_one_line(error)}; check [kafka] ssl_*file")
-    lowered = reason.lower()
-    if "sasl" in lowered or "authenticat" in lowered:
+    if told.refusal:
         return BrokerRefused(
-            f"{where} refused user {config.sasl_username}: {reason}; check [kafka] sasl_username, its password"
+            f"{where} refused user {config.sasl_username}: {told.refusal}; check [kafka] sasl_username, its password"
             f" and sasl_mechanism"
         )
-    if "certificate" in lowered or "ssl" in lowered:
-        return BrokerRefused(f"no TLS with {where}: {reason}; check [kafka] security_protocol and ssl_cafile")
-    return BrokerUnavailable(f"no broker answers at {where}" + (f": {reason}" if reason else ""))
+    if refusal:
+        return BrokerRefused(refusal)
+    if isinstance(error, OSError):
+        return BrokerRefused(f"cannot read the TLS files for {where}: {_one_line(error)}; check [kafka] ssl_cafile")
+    if _of_tls(told.reason):
+        return BrokerRefused(f"no TLS with {where}: {told.reason}; check [kafka] security_protocol and ssl_cafile")
+    return BrokerUnavailable(f"no answer from {where}" + (f": {told.reason}" if told.reason else ""))
 
 
 def _refusal(error: Exception, config: KafkaConfig) -> str | None:
@@ -144,8 +165,10 @@ def _refusal(error: Exception, config: KafkaConfig) -> str | None:
     lines: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
         (
             errors.SaslAuthenticationFailedError,
-            (f"{config.bootstrap_servers} refused user {config.sasl_username}: check [kafka] sasl_username and its"
-            " password"),
+            (
+                f"{config.bootstrap_servers} refused user {config.sasl_username}: check [kafka] sasl_username and its"
+                " password"
+            ),
         ),
         (
             (errors.UnsupportedSaslMechanismError, errors.IllegalSaslStateError),
@@ -195,7 +218,7 @@ def _topics(error: Exception) -> str:
     return str(named)
 
 
-def _cause(error: Exception) -> Exception:
+def cause(error: Exception) -> Exception:
     """The client wraps a first error in a bare KafkaError: what stands inside says more."""
     while type(error) is errors.KafkaError:
         inner = [argument for argument in error.args if isinstance(argument, Exception)]

@@ -14,19 +14,20 @@ kafka-python's transactions, read in its source and seen on a live broker, need 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kafka import errors
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as ClientPartition
 
-from forecaster.errors import BrokerUnavailable, Fatal, Fenced, TransactionAborted
+from forecaster.errors import BrokerUnavailable, Fatal, ForecasterError, TransactionAborted
 from forecaster.kafka import clients
-from forecaster.kafka.failures import translate, translated
+from forecaster.kafka.failures import cause, translate
 from forecaster.kafka.source import encode_replay_offset
 from forecaster.kafka.topics import describe_topics
 from forecaster.records import Commit, Output, TopicPartition
@@ -56,6 +57,7 @@ class KafkaSink:
         self._partitions: dict[str, int] = {}
         self._futures: list[Any] = []
         self._identity: object = None
+        self._begun_s = time.monotonic()
         self._producer: Any = clients.producer(config)
 
     def begin(self) -> None:
@@ -66,13 +68,14 @@ class KafkaSink:
         if not self._transactional:
             return
         self._identity = self._producer_identity()
-        with translated(self._config, in_transaction=True):
+        self._begun_s = time.monotonic()
+        with self._translated():
             self._producer.begin_transaction()
 
     def send(self, outputs: Iterable[Output]) -> None:
         """Hand the outputs to the producer. Nothing is promised before commit()."""
         send, keep = self._producer.send, self._futures.append
-        with translated(self._config, in_transaction=True):
+        with self._translated():
             for topic, partition, key, value, headers, timestamp_ms in outputs:
                 keep(send(topic, value, key, headers, partition, timestamp_ms))
 
@@ -143,7 +146,7 @@ class KafkaSink:
     def _check_futures(self) -> None:
         for future in self._futures:
             if future.exception is not None:
-                raise translate(future.exception, self._config, in_transaction=True) from future.exception
+                raise self._ours(future.exception) from future.exception
 
     def _commit_transaction(self, offsets: Mapping[TopicPartition, Commit]) -> None:
         producer, membership = self._producer, self._source.membership
@@ -190,11 +193,40 @@ class KafkaSink:
     def _failed(self, error: Exception, what: str) -> Exception:
         if not isinstance(error, errors.KafkaError):
             return error
-        ours = translate(error, self._config, in_transaction=True)
-        if what == "the commit" and not isinstance(ours, Fenced) and self._fatal():
+        ours = self._ours(error)
+        if (
+            what == "the commit"
+            and isinstance(ours, TransactionAborted)
+            and not self._ended_by_broker(error)
+            and self._fatal()
+        ):
             # The end was asked for and the answer was no known one: it may have been done.
             return Fatal(f"the commit failed in an unknown way, a restart finds its outcome out: {ours}")
         return ours
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except errors.KafkaError as error:
+            raise self._ours(error) from error
+
+    def _ours(self, error: Exception) -> ForecasterError:
+        if self._ended_by_broker(error):
+            return TransactionAborted(
+                f"the broker ended a transaction that was open for more than {self._config.transaction_timeout_s:.0f} s"
+            )
+        return translate(error, self._config, in_transaction=True)
+
+    def _ended_by_broker(self, error: Exception) -> bool:
+        """Fenced by the transaction's own timeout, and not by another daemon.
+
+        The broker says both in one way. After an outage or a pause that long the
+        batch is given up and the daemon goes on; if there is another of its name
+        after all, the group's membership fences one of them.
+        """
+        late = time.monotonic() - self._begun_s >= self._config.transaction_timeout_s
+        return late and isinstance(cause(error), errors.ProducerFencedError | errors.InvalidProducerEpochError)
 
     def _fatal(self) -> bool:
         return bool(self._producer._transaction_manager.has_fatal_error())  # noqa: SLF001

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Producer
+from conftest import Broker, NewTopics
 from kafka_witness import produce, settings
 
-from conftest import Broker, NewTopics
 from forecaster.errors import BrokerUnavailable
 from forecaster.kafka import KafkaSource, StateReader
 from forecaster.records import Record, TopicPartition

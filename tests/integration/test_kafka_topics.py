@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from conftest import Broker, NewTopics, create_topic
 from kafka_witness import produce, read_committed, settings
 
-from conftest import Broker, NewTopics, create_topic
 from forecaster.config import KafkaConfig
 from forecaster.errors import BrokerRefused
 from forecaster.kafka import (
