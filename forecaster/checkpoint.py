@@ -15,7 +15,8 @@ from typing import NamedTuple
 from forecaster.records import TopicPartition
 from forecaster.streams import StreamKey
 
-# One transaction carries at most so many rows: 2,000 x 3 kB = 6 MB. The rest goes with the next ones.
+# One transaction carries at most so many rows: 2,000 x 3 kB = 6 MB. The rest goes with the next ones. A poll that
+# touches more streams than that has its rows out as fast as they come, or the queue would grow without an end.
 ROWS_PER_FLUSH_MAX = 2_000
 
 
@@ -49,8 +50,9 @@ class Checkpoint:
         """The streams whose rows go with this transaction; they leave the queue."""
         due_before_s = now_s if everything else now_s - self._flush_interval_s
         taken: list[StreamKey] = []
+        rows_max = max(ROWS_PER_FLUSH_MAX, len(self._joined))
         for partition, queue in self._queues.items():
-            while queue and len(taken) < ROWS_PER_FLUSH_MAX:
+            while queue and len(taken) < rows_max:
                 stream, unwritten = next(iter(queue.items()))
                 if unwritten.since_s > due_before_s:
                     break
