@@ -390,6 +390,16 @@ class StateRow(NamedTuple):
     row: NDArray[np.float32]
 
 
+def grave(layout: int, offset: int) -> StateRow:
+    """What stands in the state topic for a stream that was dropped after its record at `offset`."""
+    return StateRow(layout, offset, -np.inf, -np.inf, 0, 0, 0, np.zeros(0, np.float32))
+
+
+def is_grave(state: StateRow) -> bool:
+    """Was this stream dropped, with nothing of it left but the offset?"""
+    return state.count == 0 and state.row.size == 0
+
+
 def encode_state(state: StateRow) -> bytes:
     """The value of a state record."""
     return _STATE_HEADER.pack(STATE_FORMAT, *state[:-1]) + state.row.astype("<f4", copy=False).tobytes()

@@ -20,6 +20,7 @@ from forecaster import signals
 from forecaster.checkpoint import Checkpoint
 from forecaster.config import InputConfig, StreamsConfig
 from forecaster.errors import InvalidRecord, ModelMismatch
+from forecaster.graves import Graves
 from forecaster.log import event
 from forecaster.messages import (
     ForecastColumns,
@@ -32,6 +33,8 @@ from forecaster.messages import (
     dead_letter,
     decode_state,
     encode_state,
+    grave,
+    is_grave,
     output_headers,
 )
 from forecaster.model.columns import Scores, StepInputs, StepOutputs
@@ -99,7 +102,9 @@ class Pipeline:
         self._touched: tuple[Slots, NDArray[np.void], list[int]] | None = None
         self._stepped = False  # did this batch step the engine? One of refused records only does not.
         self._moved = False  # did this batch evict, thaw or drop a stream?
-        self._tombstones: list[StreamKey] = []
+        self._graves = Graves()
+        self._positions: dict[TopicPartition, int] = {}  # the next record of each partition
+        self._positions_before: dict[TopicPartition, int] | None = None
         self.evicted: Counter[str] = Counter()
         self.split_streams = 0
 
@@ -124,6 +129,10 @@ class Pipeline:
         ticks = self._decoder.decode_all(records)
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
         answered = _answered_before(runs, offsets, self._answered)
+        self._positions_before = dict(self._positions)
+        self._positions |= {partition: int(offsets[stop - 1]) + 1 for partition, _, stop in runs}
+        if answered.any():
+            ticks = self._without_buried(ticks, records)
         slots = self._place(ticks, runs, now_s)
         ticks, slots, refused = self._in_order(ticks, slots, offsets)
         self._touch(slots, ticks, offsets, now_s)
@@ -144,10 +153,9 @@ class Pipeline:
 
     def state_outputs(self, now_s: float, *, everything: bool = False) -> list[Output]:
         """The rows that are due, to be written in the same transaction as the batch; tombstones of the dropped."""
-        outputs = [self._state_output(key, None) for key in self._tombstones]
-        self._moved |= bool(outputs)
-        self._tombstones = []
         keys = self.checkpoint.take_due(now_s, everything=everything)
+        outputs = self._grave_outputs()
+        self._moved |= bool(outputs)
         slots = [self.table.find(key.partition, [key.stream])[0] for key in keys]
         warm = [(key, slot) for key, slot in zip(keys, slots, strict=True) if slot >= 0]
         for (key, _), state in zip(warm, self._states([slot for _, slot in warm]), strict=True):
@@ -160,17 +168,20 @@ class Pipeline:
     def flush_is_due(self, now_s: float) -> bool:
         """Has a row waited for as long as the config allows, or a tombstone to be written?"""
         age_s = self.checkpoint.age_s(now_s)
-        return bool(self._tombstones) or (len(self.checkpoint) > 0 and age_s >= self._streams.flush_interval_s)
+        return self._graves.untold or (len(self.checkpoint) > 0 and age_s >= self._streams.flush_interval_s)
 
     def settle(self) -> None:
         """The batch is committed."""
         self._touched = None
         self._moved = self._stepped = False
+        self._positions_before = None
         self.checkpoint.settle()
 
     def undo(self) -> bool:
         """The batch is aborted: every stream as it was before. False where only a restore can do that."""
         undone = not self._moved
+        if self._positions_before is not None:
+            self._positions = self._positions_before
         if undone and self._touched is not None:
             slots, before, admitted = self._touched
             if self._stepped:
@@ -241,21 +252,51 @@ class Pipeline:
         for slot, state in zip(slots, self._states(slots), strict=True):
             self._cold[self.table.remove(slot)] = state
         self.evicted["capacity"] += len(slots)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Drop what the second tier has no room for, the longest idle first."""
         while len(self._cold) > self.streams_max - self.table.capacity:
-            key, _ = self._cold.popitem(last=False)
-            self._dropped(key, "streams_max")
+            key, state = self._cold.popitem(last=False)
+            self._dropped(key, state.offset, "streams_max")
 
     def drop_idle(self, now_s: float) -> None:
         """Forget streams that nobody has written to for `idle_ttl_s`. Between batches."""
         if not self._streams.idle_ttl_s:
             return
         for slot in self.table.idle_since(now_s - self._streams.idle_ttl_s):
-            self._dropped(self.table.remove(slot), "idle")
+            offset = int(self.table.columns["offset"][slot])
+            self._dropped(self.table.remove(slot), offset, "idle")
 
-    def _dropped(self, key: StreamKey, reason: str) -> None:
+    def _dropped(self, key: StreamKey, offset: int, reason: str) -> None:
         self.evicted[reason] += 1
         self.checkpoint.forget(key)
-        self._tombstones.append(key)
+        self._graves.dig(key, offset)
+
+    def _grave_outputs(self) -> list[Output]:
+        """What this transaction says of dropped streams, before the rows: one may have come back."""
+        checkpoint, positions = self.checkpoint, self._positions
+        replay_offsets = {partition: checkpoint.replay_offset(partition, at) for partition, at in positions.items()}
+        told = self._graves.settle(replay_offsets, self._alive)
+        checksum = self._layout_checksum
+        return [
+            self._state_output(key, None if offset is None else encode_state(grave(checksum, offset)))
+            for key, offset in told
+        ]
+
+    def _alive(self, key: StreamKey) -> bool:
+        return key in self._cold or self.table.find(key.partition, [key.stream])[0] >= 0
+
+    def _without_buried(self, ticks: Ticks, records: Sequence[Record]) -> Ticks:
+        """In a replay, leave out the records of streams that were dropped after them."""
+        held = [
+            self._graves.holds(StreamKey(TopicPartition(record.topic, record.partition), stream), record.offset)
+            for record, stream in zip((records[i] for i in ticks.positions), ticks.streams, strict=True)
+        ]
+        if not any(held):
+            return ticks
+        kept, _ = _select(ticks, np.zeros(len(held), np.int32), ~np.array(held))
+        return kept._replace(refused=ticks.refused)
 
     def _in_order(
         self, ticks: Ticks, slots: Slots, offsets: NDArray[np.int64]
@@ -474,13 +515,20 @@ class Pipeline:
             for slot in self.table.find(partition, [key.stream]):
                 if slot >= 0:
                     self.table.remove(slot)
-        alive = [(key, state) for key, state in states.items() if state is not None]
+        alive = []
+        for key, state in states.items():
+            self._graves.forget(key)
+            if state is not None and is_grave(state):
+                self._graves.keep(key, state.offset)
+            elif state is not None:
+                alive.append((key, state))
         warm = alive[: self.table.free]
         if warm:
             admitted = [(self.table.admit(key, orjson.dumps(key.stream)), state) for key, state in warm]
             self._thaw(admitted)
             self.table.columns["used_s"][[slot for slot, _ in admitted]] = now_s
         self._cold.update(alive[len(warm) :])
+        self._shrink()
         return misfits
 
     def _readable(self, key: StreamKey, value: bytes | None) -> StateRow | None:
@@ -512,7 +560,8 @@ class Pipeline:
             self.table.remove(slot)
         for key in [key for key in self._cold if key.partition == partition]:
             del self._cold[key]
-        self._tombstones = [key for key in self._tombstones if key.partition != partition]
+        self._graves.drop(partition)
+        self._positions.pop(partition, None)
         self.checkpoint.drop(partition)
         self._answered.pop(partition, None)
 
