@@ -145,10 +145,17 @@ class MemorySource:
     def poll(self, timeout_s: float) -> Poll:
         """What is there; never waits."""
         del timeout_s
+        for partition in self._assigned:  # it comes paused, also where it went and came back since the last poll
+            self._positions.pop(partition, None)
         assigned = [self._start(partition) for partition in self._assigned]
         revoked, self._revoked = self._revoked, []
         self._assigned = []
         return Poll(self._take(), assigned, revoked)
+
+    @property
+    def joined(self) -> bool:
+        """There is no group to wait for."""
+        return True
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
         """Deliver nothing of these until they are resumed."""

@@ -128,6 +128,7 @@ def build_worker(  # the parts that every run has: on Kafka, in memory, in the d
         observer,
         health,
         config.kafka.poll_timeout_s,
+        atomic=config.kafka.processing_guarantee == "exactly-once",
     )
 
 

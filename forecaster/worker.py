@@ -30,6 +30,9 @@ Stage = Pipeline | Rekeyer
 RESTORE_SLICE_S = 0.2
 BACK_OFF_MIN_S, BACK_OFF_MAX_S = 0.1, 10.0
 IDLE_SWEEP_S = 60.0
+# With no partition for so long: not between two rebalances, but more instances than partitions.
+STANDBY_S = 5.0
+DRAIN_FLUSH_S = 5.0
 # A healthy broker hands out what it has in a fetch or two, each of at most half a second.
 STALL_S = 30.0
 
@@ -48,6 +51,8 @@ class StateReader(Protocol):
 class Source(Protocol):
     """Where records come from: kafka.py, or memory.py with no broker."""
 
+    @property
+    def joined(self) -> bool: ...
     def poll(self, timeout_s: float) -> Poll: ...
     def pause(self, partitions: Iterable[TopicPartition]) -> None: ...
     def resume(self, partition: TopicPartition, offset: int) -> None: ...
@@ -103,11 +108,14 @@ class Worker:
         health: Health,
         poll_timeout_s: float = 0.5,
         clock: Callable[[], float] = time.time,
+        *,
+        atomic: bool = True,
     ) -> None:
         """The loop over these parts.
 
         `stage_of` names what an input topic's records go through: their pipeline, or the rekeyer before it;
-        `state_topic` the topic of its streams' states.
+        `state_topic` the topic of its streams' states. `atomic`: the sink commits outputs, rows and offsets
+        together, or nothing of them.
         """
         self._source = source
         self._sink = sink
@@ -119,12 +127,15 @@ class Worker:
         self._health = health
         self._poll_timeout_s = poll_timeout_s
         self._clock = clock
+        self._atomic = atomic
         self._commits: dict[TopicPartition, Commit] = {}  # as committed: what a restart would find
         self._positions: dict[TopicPartition, int] = {}  # the next record to step: in a replay, before the answered one
         self._restores: dict[TopicPartition, _Restore] = {}
         self._restored_rows: dict[TopicPartition, int] = {}
         self._failures = 0
         self._swept_s = self._progressed_s = clock()
+        self._without_s: float | None = None  # since when the group has had no partition for us
+        self._standing_by = False
 
     def run(self, stop: threading.Event) -> None:
         """Turn until `stop` is set; then drain.
@@ -146,10 +157,15 @@ class Worker:
         poll = self._source.poll(0.0 if self._restores else self._poll_timeout_s)
         self._health.ok("broker")
         self._follow(poll)
+        self._note_standby()
         self._sweep()
-        worked = bool(poll.records) or self._flush_is_due()
+        worked = bool(poll.records)
         if worked:
             self._handle(poll.records)
+        # Not while the group rebalances: it would refuse the offsets, and the rows can wait.
+        if (not worked or not self._atomic) and self._flush_is_due() and self._source.joined:
+            self._handle([])
+            worked = True
         self._failures = 0
         lag = self._source.lag()
         self._note_progress(lag, worked=worked)
@@ -208,7 +224,9 @@ class Worker:
         started_s = time.perf_counter()
         now_s = self._clock()
         outputs = [output for _, outcome in outcomes for output in outcome.outputs]
-        for pipeline in self._pipelines:
+        # Where rows and offsets are not one, a crash between them must not leave a row that is ahead of what is
+        # answered: rows go by themselves, after the offsets that they include.
+        for pipeline in self._pipelines if self._atomic or not records else ():
             outputs += pipeline.state_outputs(now_s)
         positions = self._next_positions(records)
         commits = self._next_commits(positions)
@@ -278,8 +296,10 @@ class Worker:
 
     def _drain(self) -> None:
         """Every batch is committed: write the states that wait, so that the next start replays little; leave."""
+        deadline_s = time.perf_counter() + DRAIN_FLUSH_S
         try:
-            if not self._restores:
+            # A transaction takes so many rows only.
+            while any(len(pipeline.checkpoint) for pipeline in self._pipelines) and time.perf_counter() < deadline_s:
                 self._handle_flush()
         except (BrokerUnavailable, TransactionAborted) as error:
             # Nothing is lost: a restart replays from the last marker.
@@ -290,10 +310,12 @@ class Worker:
     def _handle_flush(self) -> None:
         outputs = [o for pipeline in self._pipelines for o in pipeline.state_outputs(self._clock(), everything=True)]
         commits = self._next_commits(self._positions)
-        if outputs or commits:
-            self._sink.begin()
-            self._sink.send(outputs)
-            self._sink.commit(commits)
+        self._sink.begin()
+        self._sink.send(outputs)
+        self._sink.commit(commits)
+        self._commits |= commits
+        for pipeline in self._pipelines:
+            pipeline.settle()
 
     def _sweep(self) -> None:
         now_s = self._clock()
@@ -327,6 +349,19 @@ class Worker:
             )
             self._health.ok("assignment")
 
+    def _note_standby(self) -> None:
+        """No partition for us is as it should be, where the group has more instances than partitions."""
+        if self._commits or not self._source.joined:
+            self._without_s, self._standing_by = None, False
+            return
+        now_s = self._clock()
+        if self._without_s is None:
+            self._without_s = now_s
+        elif now_s - self._without_s >= STANDBY_S and not self._standing_by:
+            self._standing_by = True
+            event(log, "standing by: the group has more instances than partitions")
+            self._health.ok("assignment")
+
     def _begin_restore(self, assigned: Assigned) -> None:
         partition = assigned.partition
         stage = self._stage_of(partition.topic)
@@ -348,20 +383,29 @@ class Worker:
     def _restore(self) -> None:
         """Read on in the states of newly assigned partitions, for a slice of time; start those that are complete."""
         deadline_s = time.perf_counter() + RESTORE_SLICE_S
-        for partition, restore in list(self._restores.items()):
-            while not restore.reader.done and time.perf_counter() < deadline_s:
-                rows = restore.reader.read(max(0.0, deadline_s - time.perf_counter()))
-                misfits = restore.pipeline.restore(partition, rows, self._clock())
-                self._restored_rows[partition] += len(rows)
-                if misfits:
-                    event(log, "states begun anew", level=logging.WARNING, partition=partition, streams=misfits)
-            if restore.reader.done:
-                self._finish_restore(partition, restore)
+        # In turns, and each at least once: one that waits for a transaction to end holds up none of the others.
+        while waiting := list(self._restores.items()):
+            share_s = RESTORE_SLICE_S / len(waiting)
+            for partition, restore in waiting:
+                self._restore_some(partition, restore, min(share_s, max(0.0, deadline_s - time.perf_counter())))
+            if time.perf_counter() >= deadline_s:
+                break
         if self._restores:
             parts = (f"{p}: {_percent(*r.reader.progress)} of the states read" for p, r in self._restores.items())
             self._health.fail("restore", "; ".join(parts))
         else:
             self._health.ok("restore")
+
+    def _restore_some(self, partition: TopicPartition, restore: _Restore, budget_s: float) -> None:
+        """Take in what is there of one partition's states; wait about `budget_s` for more."""
+        if not restore.reader.done:
+            rows = restore.reader.read(budget_s)
+            misfits = restore.pipeline.restore(partition, rows, self._clock())
+            self._restored_rows[partition] += len(rows)
+            if misfits:
+                event(log, "states begun anew", level=logging.WARNING, partition=partition, streams=misfits)
+        if restore.reader.done:
+            self._finish_restore(partition, restore)
 
     def _finish_restore(self, partition: TopicPartition, restore: _Restore) -> None:
         restore.reader.close()

@@ -105,6 +105,11 @@ class KafkaSource:
         revoked, self._revoked = self._revoked, []
         return Poll(records, assigned, revoked)
 
+    @property
+    def joined(self) -> bool:
+        """A member of the group, between rebalances, and told of every partition that is ours; it may be none."""
+        return not (self._joining() or self._happened or self._pending)
+
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
         """Deliver nothing of these until they are resumed; partitions that are gone are left alone."""
         assignment = self._consumer.assignment()
