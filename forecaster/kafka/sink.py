@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 # Longer than any commit on a healthy broker by three orders of magnitude: then it is worth a line in the log.
 SAY_SO_AFTER_S = 5.0
+COMMIT = "the commit"
 
 
 class KafkaSink:
@@ -161,7 +162,7 @@ class KafkaSink:
             self._within_deadline(send_offsets, "the offsets")
         if self._producer_identity() != self._identity:
             raise TransactionAborted("the producer's epoch changed inside the transaction")
-        self._within_deadline(producer.commit_transaction, "the commit")
+        self._within_deadline(producer.commit_transaction, COMMIT)
         if self._producer_identity() != self._identity:
             raise TransactionAborted("the producer's epoch changed inside the transaction")
 
@@ -193,15 +194,13 @@ class KafkaSink:
     def _failed(self, error: Exception, what: str) -> Exception:
         if not isinstance(error, errors.KafkaError):
             return error
-        ours = self._ours(error)
-        if (
-            what == "the commit"
-            and isinstance(ours, TransactionAborted)
-            and not self._ended_by_broker(error)
-            and self._fatal()
-        ):
+        if what != COMMIT:
+            return self._ours(error)
+        ours = translate(error, self._config, in_transaction=True)
+        if isinstance(ours, TransactionAborted) and self._fatal():
             # The end was asked for and the answer was no known one: it may have been done.
             return Fatal(f"the commit failed in an unknown way, a restart finds its outcome out: {ours}")
+        # Fenced here is never taken for a timeout: the commit may have been done before a namesake came.
         return ours
 
     @contextlib.contextmanager
