@@ -52,6 +52,16 @@ bench: .venv/synced ## throughput and latency; ONE=accuracy for another one, JSO
 	for each in $(or $(ONE),throughput latency); do echo "== $$each"; $(BIN)/python benchmarks/$$each.py \
 		$(if $(JSON),--json "$(JSON)/$$each.json") $(ARGS); done
 
+.PHONY: chaos
+chaos: .venv/synced ## 200,000 records through 30 kills a run, with rows flushed every 10 s and in every transaction
+	$(BIN)/python tests/chaos/simulation.py --seeds 2000
+	$(BIN)/python tests/chaos/storm.py --capacity 256 $(ARGS)
+	$(BIN)/python tests/chaos/storm.py --seed 2 --flush-interval-s 0 $(ARGS)
+
+.PHONY: soak
+soak: .venv/synced ## 20 minutes at 2,000 records/s, streams coming and going; ARGS="--minutes 3" for a look
+	$(BIN)/python benchmarks/soak.py $(ARGS)
+
 .PHONY: clean
 clean: ## remove all that make has made here
 	rm -rf .venv .cache dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -146,6 +146,27 @@ class Daemon:
         # No more than the last round's pages for the broker to look after.
         delete_topics(self._bootstrap, *self.topics)
 
+    @contextlib.contextmanager
+    def another(self, instance: str) -> Iterator[psutil.Popen]:
+        """One more instance of the same group, while `running`."""
+        command = [word.format(action="run") for word in self._command]
+        with process([*command, "--set", f"kafka.instance={instance}"], self.log.with_suffix(f".{instance}.log")) as it:
+            yield it
+
+    @contextlib.contextmanager
+    def lives(self) -> Iterator[Iterator[psutil.Popen]]:
+        """Topics made; each `next` starts the daemon, after whoever asks has ended its last life."""
+        with contextlib.ExitStack() as stack:
+            command = [word.format(action="run") for word in self._command]
+
+            def again() -> Iterator[psutil.Popen]:
+                yield first
+                while True:
+                    yield stack.enter_context(process(command, self.log))
+
+            first = stack.enter_context(self.running())
+            yield again()
+
     @property
     def topics(self) -> tuple[str, ...]:
         """What it writes."""
