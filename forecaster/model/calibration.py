@@ -18,16 +18,18 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from forecaster.model.normalise import SIGMA_OF_DEVIATION, SPIKE_MAX, TINY
+from forecaster.model.normalise import SIGMA_OF_DEVIATION, TINY
 from forecaster.model.runtime import Fields, Tensor, tf
 from forecaster.model.spec import NetworkSpec
 
-# Of the outermost quantile, one record ahead, in usual errors; / sqrt(h) for h records.
+# Of the outermost quantile, one record ahead, in usual errors; divided by the fourth root of the horizon, since
+# successive errors share most of their changes.
 OFFSET_RATE = 0.02
 # Of the median, as a part of that.
 INNER_RATE = 0.1
 OFFSET_MAX = 1.5
-USUAL_MEMORY = 200.0
+# Records over which the usual error is measured, and how much of it one error counts for at most.
+USUAL_MEMORY, MISS_MAX = 100.0, 8.0
 # Errors seen until the stream's own spread counts as much as the head's.
 TRUSTED_AFTER = 20.0
 
@@ -44,7 +46,7 @@ def rates(spec: NetworkSpec) -> NDArray[np.float32]:
     levels = np.array(spec.quantiles)
     outer = (2 * np.abs(levels - 0.5) / max(1e-9, 2 * np.abs(levels - 0.5).max())) ** 2
     each = INNER_RATE + (1.0 - INNER_RATE) * outer
-    steps = np.sqrt(np.array(spec.horizons, float))[:, None]
+    steps = np.array(spec.horizons, float)[:, None] ** 0.25
     found: NDArray[np.float32] = (OFFSET_RATE * each / steps).astype(np.float32)
     return found
 
@@ -68,7 +70,7 @@ def learn_quantiles(
     """
     usual = state["calibration/usual"]
     miss = tf.abs(change - middle)
-    miss = tf.minimum(miss, tf.where(usual > 0.0, SPIKE_MAX * usual, miss))
+    miss = tf.minimum(miss, tf.where(usual > 0.0, MISS_MAX * usual, miss))
     number = tf.cast(count[:, None] - tf.constant(spec.horizons, tf.int32) + 1, miss.dtype)[:, None, :]
     moved = usual + (miss - usual) / tf.clip_by_value(number, 1.0, USUAL_MEMORY)
     below = tf.cast(change[..., None] < issued, change.dtype)

@@ -15,8 +15,8 @@ Cell = Literal["rnn", "lstm", "gru", "feedforward"]
 
 MEDIAN = 0.5
 
-# Three levels and five changes; each season adds two changes and two of its own.
-MEMORY_MIN = 8
+# Three levels and three changes; each season adds one change and one of its own.
+MEMORY_MIN = 6
 
 
 class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
