@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from forecaster.errors import Fatal
+from forecaster.errors import Fatal, ModelMismatch
 from forecaster.model import learning, network
 from forecaster.model.columns import StreamHistory
 from forecaster.model.layout import CELL_PARTS, row_layout, serving_only
@@ -110,6 +110,7 @@ def train(
     histories: Sequence[StreamHistory],
     options: TrainOptions | None = None,
     progress: Callable[[Progress], None] | None = None,
+    parent: Model | None = None,
 ) -> tuple[Model, TrainingReport]:
     """Fit a network to histories.
 
@@ -118,13 +119,17 @@ def train(
         histories: one per stream, in time order; streams shorter than two records teach nothing.
         options: how; None for the defaults.
         progress: called after each gradient step.
+        parent: of the same spec; go on from its weights instead of drawing new ones. `untrained_loss` is then its loss.
 
     Returns:
         The model with the best held-out score, and the report.
 
     Raises:
         Fatal: no history, or weights that are not finite.
+        ModelMismatch: the parent is another network.
     """
+    if parent is not None and parent.spec != spec:
+        raise ModelMismatch(f"model {parent.version} is another network: training cannot go on from it")
     started = time.perf_counter()
     options = options or TrainOptions()
     histories = [history for history in histories if len(history.time_s) > 1]
@@ -133,11 +138,13 @@ def train(
     total = sum(len(history.time_s) for history in histories)
     length = int(np.clip(total / options.batch, 2 * options.window, 4096))
     data = dataset(spec, histories, Cut(length, options.warmup, options.holdout))
-    weights = network.initial_weights(spec, options.seed) | scale_priors(histories)
+    first = parent.weights if parent is not None else network.initial_weights(spec, options.seed)
+    weights = first | scale_priors(histories)
     best, report = _Training(spec, options, data, weights).run(started, progress)
     refuse_not_finite(best)
     training = {"report": msgspec.to_builtins(report), "options": msgspec.to_builtins(options)}
-    return Model(spec=spec, weights=best, version=new_version(), training=training), report
+    parent_version = parent.version if parent is not None else None
+    return Model(spec=spec, weights=best, version=new_version(), parent=parent_version, training=training), report
 
 
 def scale_priors(histories: Sequence[StreamHistory]) -> Arrays:

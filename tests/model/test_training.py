@@ -9,7 +9,7 @@ import pytest
 from networks import START_S, make_history, make_model, make_spec
 from numpy.typing import NDArray
 
-from forecaster.errors import Fatal
+from forecaster.errors import Fatal, ModelMismatch
 from forecaster.model import learning, training
 from forecaster.model.columns import StepInputs, StreamHistory, packed_columns
 from forecaster.model.layout import row_layout
@@ -121,6 +121,18 @@ def test_patience_ends_training_with_the_best_weights() -> None:
     _, report = train(plain_spec(), [make_history(walk)], options)
     assert report.steps < 2000
     assert report.held_out_loss <= report.untrained_loss
+
+
+def test_training_goes_on_from_a_parent() -> None:
+    """With a parent training begins at the parent's score and notes whose child it is; another network is refused."""
+    history = [make_history(sine(300, 0), seconds=3600.0)]
+    options = TrainOptions(steps_max=40, window=16, batch=4)
+    parent, first = train(plain_spec(), history, options)
+    child, second = train(plain_spec(), history, options, parent=parent)
+    assert second.untrained_loss == pytest.approx(first.held_out_loss, rel=1e-4)
+    assert child.parent == parent.version
+    with pytest.raises(ModelMismatch, match="another network"):
+        train(plain_spec(units=5), history, options, parent=parent)
 
 
 def test_a_hundred_records_are_enough_to_start() -> None:
