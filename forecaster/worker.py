@@ -359,7 +359,7 @@ class Worker:
             self._without_s = now_s
         elif now_s - self._without_s >= STANDBY_S and not self._standing_by:
             self._standing_by = True
-            event(log, "standing by: the group has more instances than partitions")
+            event(log, "standing by: the group has no partition for this instance")
             self._health.ok("assignment")
 
     def _begin_restore(self, assigned: Assigned) -> None:
