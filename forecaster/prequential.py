@@ -150,7 +150,7 @@ def last_value(model: Model, series: Series, rows: Rows, played: Played, horizon
 
 
 def _settled(scores: NDArray[np.float32], rows: Rows, steps: tuple[int, ...], horizon: int, place: int) -> Array:
-    """Scores at step `steps[place]` of the forecasts whose path up to `horizon` lies in the scored rows: [windows, S]."""
+    """Scores at `steps[place]` of the forecasts whose path up to `horizon` lies in the scored rows: [windows, S]."""
     # A forecast made at row t has its path in the rows t + 1 .. t + horizon, and is settled at row t + step.
     first = max(rows.score_from - 1, 0) + steps[place]
     last = rows.score_to - 1 - horizon + steps[place]
