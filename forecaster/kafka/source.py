@@ -41,6 +41,8 @@ RESOLVE_MIN_S = 0.3
 SLICE_S = 0.05
 # Members hear of a rebalance at their next heartbeat (1 s) and join at their next poll.
 JOIN_MAX_S = 4.0
+# Joining and beating begin in one step of the client's, on another thread.
+FENCED_AFTER_S = 1.0
 
 _REPLAY = re.compile(r"^replay=(\d+)$")
 
@@ -69,6 +71,7 @@ class KafkaSource:
         self._live: set[TopicPartition] = set()  # resumed: only their records leave poll()
         self._revoked: list[TopicPartition] = []
         self._answered_s = time.monotonic()
+        self._silent_s: float | None = None  # since when a stable member sends no heartbeats
         self._topics = tuple(topics)
         self.membership: Any = self._consumer.group_metadata()
         listener = _Listener(self._consumer, self._happened)
@@ -77,6 +80,7 @@ class KafkaSource:
                 self._consumer.subscribe(pattern=subscription_pattern(config, topics, patterns), listener=listener)
             else:
                 self._consumer.subscribe(topics=list(topics), listener=listener)
+                self._await_metadata()
 
     def poll(self, timeout_s: float) -> Poll:
         """Records of the live partitions, and what changed hands since the last poll.
@@ -90,6 +94,7 @@ class KafkaSource:
         # group may have moved on, and the broker must be able to refuse our offsets.
         self.membership = self._consumer.group_metadata()
         self._note_what_happened()
+        self._refuse_silence()
         if fetched:
             self._answered_s = time.monotonic()
         try:
@@ -198,12 +203,32 @@ class KafkaSource:
         with translated(self._config):
             while True:
                 joining = self._joining()
+                if joining:
+                    self._keep_joining()
                 left_s = started + (max(timeout_s, JOIN_MAX_S) if joining else timeout_s) - time.monotonic()
                 # With nothing to read the client sits its time out, also when partitions have come meanwhile.
                 slice_s = left_s if self._live and not joining else min(left_s, SLICE_S)
                 fetched: dict[Any, list[Record]] = self._consumer.poll(timeout_ms=max(0, round(slice_s * 1000)))
                 if fetched or self._happened or (slice_s >= left_s and not (self._joining() and not joining)):
                     return fetched
+
+    def _await_metadata(self) -> None:
+        """Know the topics before the group is joined.
+
+        A leader that does not know them yet gives every member nothing: all would lose
+        what they have, for one more rebalance.
+        """
+        first = [ClientPartition(topic, 0) for topic in self._topics]
+        self._consumer.beginning_offsets(first, timeout_ms=round(self._config.request_timeout_s * 1000))
+
+    def _keep_joining(self) -> None:
+        """Ask for the join again until it is done.
+
+        A join for changed metadata that ends between two polls is forgotten: its
+        reason is gone by then, and the client waits, in no group, for ever (seen once in
+        thirty starts). Not public, and nothing public asks for it.
+        """
+        self._consumer._coordinator.request_rejoin()  # noqa: SLF001
 
     def _joining(self) -> bool:
         return bool(self._consumer.group_metadata().state != MemberState.STABLE)
@@ -219,6 +244,19 @@ class KafkaSource:
             if partition in self._owned:
                 self._owned.discard(partition)
                 self._revoked.append(partition)
+
+    def _refuse_silence(self) -> None:
+        """A member whose name another one took stops its heartbeats, and the client tells nobody but its log.
+
+        Without this it would go on reading, for ever and in a busy loop, until it has something to commit.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - nothing public says it
+        if self._joining() or coordinator._heartbeat_enabled:  # noqa: SLF001
+            self._silent_s = None
+        elif self._silent_s is None:
+            self._silent_s = time.monotonic()
+        elif time.monotonic() - self._silent_s > FENCED_AFTER_S:
+            raise translate(errors.FencedInstanceIdError(), self._config)
 
     def _records(self, fetched: dict[Any, list[Record]]) -> list[Record]:
         if fetched.keys() <= self._live:
