@@ -10,7 +10,7 @@ from conftest import Broker, NewTopics
 from kafka import errors
 from kafka_witness import poll_records, poll_until, produce, settings
 
-from forecaster.errors import BrokerUnavailable
+from forecaster.errors import BrokerUnavailable, Fenced
 from forecaster.kafka import KafkaSource
 from forecaster.records import TopicPartition
 
@@ -51,3 +51,14 @@ def test_records_outlive_a_question_that_fails(kafka: Broker, source: KafkaSourc
     del source._pending[TopicPartition(topic, 7)]
     produce(kafka.bootstrap_servers, topic, "e")
     assert poll_until(source, lambda polls: any(poll.records for poll in polls))
+
+
+def test_an_idle_member_whose_name_is_taken_is_told(kafka: Broker, source: KafkaSource, group: str) -> None:
+    """Trap: the client only logs that it was fenced, stops its heartbeats and spins; we end the daemon."""
+    newer = KafkaSource(settings(kafka.bootstrap_servers, group), source._topics)
+    try:
+        poll_until(newer, lambda polls: any(poll.assigned for poll in polls))
+        with pytest.raises(Fenced, match="instance one"):
+            poll_until(source, lambda _: False, timeout_s=30.0)
+    finally:
+        newer.close()
