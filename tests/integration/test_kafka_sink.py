@@ -136,21 +136,25 @@ def test_replay_offset_survives(kafka: Broker, topic: str, outputs: str, group: 
     assert (found[1].offset, found[1].replay_offset) == (0, 0)
 
 
-def test_failed_send_aborts(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
+@pytest.mark.parametrize("lost", ["a", "b"])  # a partition's first record, and one that follows it
+def test_failed_send_aborts(kafka: Broker, daemon: Daemon, outputs: str, group: str, lost: str) -> None:
     """Trap: a batch that expired does not abort its transaction by itself; we look at every send's future."""
     daemon.join()
     daemon.sink.begin()
-    send = daemon.sink._producer.send
+    accumulator = daemon.sink._producer._accumulator
+    append = accumulator.append
 
-    def lossy(topic: str, value: bytes, *rest: Any) -> Any:
-        if value != b"b":
-            return send(topic, value, *rest)
-        batch = FutureProduceResult(ClientPartition(topic, 0))
+    def lossy(
+        partition: ClientPartition, timestamp_ms: int, key: bytes, value: bytes, *rest: Any, **options: Any
+    ) -> Any:
+        if value != lost.encode():
+            return append(partition, timestamp_ms, key, value, *rest, **how)
+        batch = FutureProduceResult(partition)
         future = FutureRecordMetadata(batch, 0, None, None, 1, 1, -1)
         batch.failure(errors.KafkaTimeoutError("Expiring 1 record(s)"))
-        return future
+        return future, False, False, False
 
-    daemon.sink._producer.send = lossy
+    accumulator.append = lossy
     daemon.sink.send([output(outputs, text) for text in "abc"])
     with pytest.raises(TransactionAborted, match="Expiring 1 record"):
         daemon.sink.commit(daemon.at(3))
@@ -253,7 +257,7 @@ def test_second_of_one_name_fences_the_first(kafka: Broker, daemon: Daemon, outp
 
 
 def test_transaction_that_timed_out_is_an_abort(kafka: Broker, topic: str, outputs: str, group: str) -> None:
-    """After a pause past transaction_timeout_s the broker fences the producer: the batch is given up, the daemon goes on."""
+    """After a pause past transaction_timeout_s the broker fences the producer; the batch is given up, we go on."""
     daemon = Daemon(kafka, topic, group, transaction_timeout_s=4.0)
     daemon.join()
     daemon.send(outputs, "late")
