@@ -29,7 +29,7 @@ def main() -> int:
     """Print the table; 1 where a goal is missed."""
     if sys.argv[1:2] == ["--copy"]:
         return copy(*sys.argv[2:])
-    parser = common.arguments(__doc__.partition("\n")[0], records=100_000, rounds=3)
+    parser = common.arguments(__doc__.partition("\n")[0], records=300_000, rounds=3)
     chosen = parser.parse_args()
     runs: dict[str, list[Counted]] = {f"{who} {streams}": [] for streams in STREAMS for who in ("daemon", "copy")}
     with common.workplace(chosen.bootstrap) as (directory, bootstrap):
