@@ -16,7 +16,7 @@ START_S = 1_700_000_000.0
 
 
 def make_spec(**changes: Any) -> NetworkSpec:
-    """Two targets, a feature, a category; horizons 1 and 3, quantiles .1, .5, .9, an LSTM of 8 units."""
+    """Two targets, a feature, a category; horizons 1 and 3, quantiles .1, .5, .9, an LSTM of 8 units, nothing adaptive."""
     usual: dict[str, Any] = {
         "targets": ("level", "flow"),
         "features": ("load",),
@@ -24,6 +24,10 @@ def make_spec(**changes: Any) -> NetworkSpec:
         "horizons": (1, 3),
         "quantiles": (0.1, 0.5, 0.9),
         "units": 8,
+        "memory": 0,
+        "readout": False,
+        "hedge": False,
+        "calibration": False,
     }
     return NetworkSpec(**(usual | changes))
 
