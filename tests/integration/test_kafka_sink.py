@@ -144,9 +144,7 @@ def test_failed_send_aborts(kafka: Broker, daemon: Daemon, outputs: str, group: 
     accumulator = daemon.sink._producer._accumulator
     append = accumulator.append
 
-    def lossy(
-        partition: ClientPartition, timestamp_ms: int, key: bytes, value: bytes, *rest: Any, **options: Any
-    ) -> Any:
+    def lossy(partition: ClientPartition, timestamp_ms: int, key: bytes, value: bytes, *rest: Any, **how: Any) -> Any:
         if value != lost.encode():
             return append(partition, timestamp_ms, key, value, *rest, **how)
         batch = FutureProduceResult(partition)
