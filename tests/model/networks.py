@@ -16,7 +16,7 @@ START_S = 1_700_000_000.0
 
 
 def make_spec(**changes: Any) -> NetworkSpec:
-    """Two targets, a feature, a category; horizons 1 and 3, quantiles .1, .5, .9, an LSTM of 8 units, nothing adaptive."""
+    """Two targets, a feature, a category; horizons 1 and 3, quantiles .1, .5, .9, 8 LSTM units; nothing adaptive."""
     usual: dict[str, Any] = {
         "targets": ("level", "flow"),
         "features": ("load",),
