@@ -131,6 +131,12 @@ class NetworkConfig(Section, frozen=True):
     cell: Literal["rnn", "lstm", "gru", "feedforward"] = "lstm"
     units: Annotated[int, Meta(ge=1, le=1024)] = 64
     layers: Annotated[int, Meta(ge=1, le=4)] = 1
+    # What each stream learns by itself, on every record: a readout on so many features of its recent changes and
+    # seasons (0 = none), a hedge of several forecasts by what each has lost, a correction of quantiles and direction.
+    memory: Annotated[int, Meta(ge=0, le=64)] = 12
+    readout: bool = True
+    hedge: bool = True
+    calibration: bool = True
 
 
 class InputConfig(Section, frozen=True):
@@ -172,10 +178,11 @@ class InputConfig(Section, frozen=True):
 class StreamsConfig(Section, frozen=True):
     """How many streams an input keeps, and how their state survives."""
 
-    # 100,000 streams x about 800 floats x 4 bytes = 320 MB of device memory.
-    capacity: Annotated[int, Meta(ge=1, le=50_000_000)] = 100_000
-    # Streams beyond `capacity` keep their state in host memory up to this many, 0 = none.
-    streams_max: Annotated[int, Meta(ge=0)] = 1_000_000
+    # 20,000 streams x about 2,300 floats (three horizons up to 20, an LSTM of 64 units) x 4 bytes = 180 MB of device
+    # memory. More streams than that are no loss, only a way through host memory for those that have been quiet.
+    capacity: Annotated[int, Meta(ge=1, le=50_000_000)] = 20_000
+    # Streams beyond `capacity` keep their state in host memory up to this many in all: 180,000 x 9 kB = 1.7 GB.
+    streams_max: Annotated[int, Meta(ge=0)] = 200_000
     idle_ttl_s: Annotated[float, Meta(ge=0)] = 30 * 86_400.0  # 0 = for ever
     # A touched stream's state is written at most once in so long; a restart steps again what came since. 0 = always.
     flush_interval_s: Annotated[float, Meta(ge=0)] = 10.0
