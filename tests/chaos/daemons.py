@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 
 EXIT_TIMEOUT_S = 40.0
@@ -22,20 +21,19 @@ class DaemonProcess:
     Args:
         config: the daemon's file.
         instance: its [kafka] instance, the same in each life.
-        directory: where its log and what XLA has compiled go.
-        overrides: `section.key=value`, before the file.
+        directory: where its log goes.
+        cache: what XLA has compiled, for all daemons of a test; in `directory` if not said.
     """
 
-    def __init__(self, config: Path, instance: str, directory: Path, overrides: Iterable[str] = ()) -> None:
+    def __init__(self, config: Path, instance: str, directory: Path, cache: Path | None = None) -> None:
         self.instance = instance
         self.log_path = directory / f"{instance}.log"
         self.exits: list[tuple[int, str]] = []  # code and last line of the lives that ended by themselves
-        settings = (f"kafka.instance={instance}", *overrides)
-        sets = [word for setting in settings for word in ("--set", setting)]
+        sets = ("--set", f"kafka.instance={instance}")
         self._command = [sys.executable, "-m", "forecaster", "run", "--config", str(config), *sets]
         # A compiled step is kept for the next life: starting over and over, the storm would do little but compile.
-        cache = os.environ.get("FORECASTER_TEST_XLA_CACHE", directory / "xla")
-        flags = f"--tf_xla_persistent_cache_directory={cache}"
+        kept = os.environ.get("FORECASTER_TEST_XLA_CACHE", cache or directory / "xla")
+        flags = f"--tf_xla_persistent_cache_directory={kept}"
         self._environment = {**os.environ, "TF_XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
         self._process: subprocess.Popen[bytes] | None = None
         self._life_begins = 0
