@@ -194,6 +194,7 @@ def _report(samples: list[Sample], latencies: Latencies, load: Load, chosen: arg
     # Medians of a sixth each: single samples fall into a batch or beside it.
     middle = (at["at_s"] >= start_s + 3 * part_s) & (at["at_s"] < start_s + 4 * part_s)
     last = at["at_s"] >= start_s + 5 * part_s
+    begun = int(np.argmax(at["traces"] > 0))  # the metric is set with the first batch
     growth = float(np.median(at["memory_mb"][last]) / np.median(at["memory_mb"][middle]) - 1)
     # The very first records meet cold caches.
     first_p99 = latencies.p99_ms(start_s + part_s / 2, start_s + 1.5 * part_s)
@@ -203,8 +204,8 @@ def _report(samples: list[Sample], latencies: Latencies, load: Load, chosen: arg
         "descriptors, middle to last": _same(at["descriptors"][middle], at["descriptors"][last]),
         "threads, middle to last": _same(at["threads"][middle], at["threads"][last]),
         "step traces, first to last": (
-            f"{at['traces'][0]:.0f} to {at['traces'][-1]:.0f}",
-            bool(at["traces"][0] == at["traces"][-1]),
+            f"{at['traces'][begun]:.0f} to {at['traces'][-1]:.0f}",
+            bool(at["traces"][begun] == at["traces"][-1]),
         ),
         "p99 ms, first minutes to last": (
             f"{first_p99:.1f} to {last_p99:.1f}",
