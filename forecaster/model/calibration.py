@@ -107,12 +107,15 @@ def quantiles(spec: NetworkSpec, fields: Fields, middle: Tensor, head: Tensor, c
 
 def _uncrossed(spec: NetworkSpec, levels: Tensor) -> Tensor:
     """From the median outwards, each quantile is at least the one before."""
-    parts = tf.unstack(levels, axis=-1)
-    for place in reversed(range(spec.median)):
-        parts[place] = tf.minimum(parts[place], parts[place + 1])
-    for place in range(spec.median + 1, len(parts)):
-        parts[place] = tf.maximum(parts[place], parts[place - 1])
-    return tf.stack(parts, axis=-1)
+    place = np.arange(len(spec.quantiles))
+    # above[i, j]: is quantile j between the median and i, on the upper side? One reduction for all i compiles faster
+    # than a chain of minima and maxima.
+    above = (place[None, :] >= spec.median) & (place[None, :] <= place[:, None])
+    below = (place[None, :] <= spec.median) & (place[None, :] >= place[:, None])
+    wide = levels[..., None, :]
+    highest = tf.reduce_max(tf.where(above, wide, -np.inf), axis=-1)
+    lowest = tf.reduce_min(tf.where(below, wide, np.inf), axis=-1)
+    return tf.where(place >= spec.median, highest, lowest)
 
 
 def odds_of_quantiles(spec: NetworkSpec, issued: Tensor) -> Tensor:

@@ -7,8 +7,8 @@
     forecast  the mean of both mixes
 
 Losses are in units of the mix's own usual squared error and end at LOSS_MAX, so that no
-sentinel decides a weight. At horizon h successive errors share h - 1 of their changes:
-the rate is eta / sqrt(h).
+sentinel decides a weight. At horizon h successive errors share h - 1 of their changes and
+say little new: the rate is eta / h, and losses are remembered sqrt(h) times as long.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forecaster.model.geometry import experts
 from forecaster.model.memory import root_mean_square
@@ -74,19 +75,26 @@ def learn(
     apart = tf.clip_by_value((said - mixed[..., None]) / unit, -1e3, 1e3)
     slopes = tf.clip_by_value(2.0 * slope * apart, -LOSS_MAX, LOSS_MAX)
     now = settled[..., None]
+    old_squares, old_slopes = state["hedge/squares"], state["hedge/slopes"]
     return {
         "hedge/usual": usual,
-        "hedge/squares": tf.where(now, SQUARES_MEMORY * state["hedge/squares"] + squares, state["hedge/squares"]),
-        "hedge/slopes": tf.where(now, SLOPES_MEMORY * state["hedge/slopes"] + slopes, state["hedge/slopes"]),
+        "hedge/squares": tf.where(now, _memory(spec, SQUARES_MEMORY) * old_squares + squares, old_squares),
+        "hedge/slopes": tf.where(now, _memory(spec, SLOPES_MEMORY) * old_slopes + slopes, old_slopes),
     }
 
 
 def mix(spec: NetworkSpec, fields: Fields, said: Tensor) -> Mixed:
     """Mix what the experts say [batch, D, H, E], changes in the target's units, by the losses in `fields`."""
     prior = np.log([NAIVE_PRIOR] + [1.0] * (len(experts(spec)) - 1)).astype(np.float32)
-    slower = 1.0 / np.sqrt(np.array(spec.horizons, np.float32))[:, None]
+    slower = 1.0 / np.array(spec.horizons, np.float32)[:, None]
     squares = tf.nn.softmax(prior - SQUARES_RATE * slower * fields["hedge/squares"])
     slopes = tf.nn.softmax(prior - SLOPES_RATE * slower * fields["hedge/slopes"])
     by_slopes = tf.reduce_sum(slopes * said, axis=-1)
     weights = 0.5 * (squares + slopes)
     return Mixed(tf.reduce_sum(weights * said, axis=-1), by_slopes, weights)
+
+
+def _memory(spec: NetworkSpec, nearest: float) -> NDArray[np.float32]:
+    """[H, 1]: the part of a loss that is remembered at the next record; `nearest` at one record ahead."""
+    memory: NDArray[np.float32] = (1.0 - (1.0 - nearest) / np.sqrt(np.array(spec.horizons)))[:, None].astype(np.float32)
+    return memory
