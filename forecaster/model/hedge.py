@@ -8,7 +8,7 @@
 
 Losses are in units of the mix's own usual squared error and end at LOSS_MAX, so that no
 sentinel decides a weight. At horizon h successive errors share h - 1 of their changes and
-say little new: the rate is eta / h, and losses are remembered sqrt(h) times as long.
+say little new: the rate is eta / h^(3/4), and losses are remembered h^(1/4) times as long.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from forecaster.model.spec import NetworkSpec
 NAIVE_PRIOR = 5.0
 SQUARES_RATE, SQUARES_MEMORY = 0.2, 0.995
 SLOPES_RATE, SLOPES_MEMORY = 0.05, 0.999
+RATE_POWER, MEMORY_POWER = 0.75, 0.25
 LOSS_MAX = 30.0
 # Records over which the usual error is measured.
 USUAL_MEMORY = 500.0
@@ -86,7 +87,7 @@ def learn(
 def mix(spec: NetworkSpec, fields: Fields, said: Tensor) -> Mixed:
     """Mix what the experts say [batch, D, H, E], changes in the target's units, by the losses in `fields`."""
     prior = np.log([NAIVE_PRIOR] + [1.0] * (len(experts(spec)) - 1)).astype(np.float32)
-    slower = 1.0 / np.array(spec.horizons, np.float32)[:, None]
+    slower = (np.array(spec.horizons, np.float32) ** -RATE_POWER)[:, None]
     squares = tf.nn.softmax(prior - SQUARES_RATE * slower * fields["hedge/squares"])
     slopes = tf.nn.softmax(prior - SLOPES_RATE * slower * fields["hedge/slopes"])
     by_slopes = tf.reduce_sum(slopes * said, axis=-1)
@@ -96,5 +97,6 @@ def mix(spec: NetworkSpec, fields: Fields, said: Tensor) -> Mixed:
 
 def _memory(spec: NetworkSpec, nearest: float) -> NDArray[np.float32]:
     """[H, 1]: the part of a loss that is remembered at the next record; `nearest` at one record ahead."""
-    memory: NDArray[np.float32] = (1.0 - (1.0 - nearest) / np.sqrt(np.array(spec.horizons)))[:, None].astype(np.float32)
+    forgotten = (1.0 - nearest) * np.array(spec.horizons, float) ** -MEMORY_POWER
+    memory: NDArray[np.float32] = (1.0 - forgotten)[:, None].astype(np.float32)
     return memory
