@@ -83,9 +83,14 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     state = _command(commands, "state", "the streams' states as they are committed")
     _add_state(state)
 
+    word = next((word for word in words if not word.startswith("-")), None)
+    backtest = _command(commands, "backtest", "score networks row by row over a file, beside the last value")
+    if word == "backtest":
+        importlib.import_module("forecaster.commands.backtest").add_arguments(backtest)
+
     demo = commands.add_parser("demo", help="a real Kafka, real series, the daemon, live in this terminal")
     demo.set_defaults(module="forecaster.demo")
-    if next((word for word in words if not word.startswith("-")), None) == "demo":
+    if word == "demo":
         importlib.import_module("forecaster.demo").add_arguments(demo)
     return parser
 
