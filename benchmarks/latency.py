@@ -11,19 +11,20 @@ import statistics
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 
 import common
 import numpy as np
-import orjson
 from common import Daemon
-from confluent_kafka import Message, Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 STREAMS = 1_000
 P99_MAX_MS = 50.0
 # The first transactions find cold caches on both sides.
 WARM_UP_S = 5.0
+
+Received = tuple[float, list[tuple[float, tuple[int, int]]]]
 
 
 class Pace:
@@ -34,7 +35,7 @@ class Pace:
         self._topic = topic
         self._rate = rate
         self._stop = threading.Event()
-        self.sent_s: dict[bytes, list[float]] = defaultdict(list)  # of each stream, in its order
+        self.sent_s: dict[tuple[int, int], float] = {}  # by partition and offset, as the broker acknowledged them
         self.late_s = 0.0
         self._thread = threading.Thread(target=self._run, name="pace", daemon=True)
         self._thread.start()
@@ -53,12 +54,18 @@ class Pace:
                 time.sleep(wait_s)
             self.late_s = max(self.late_s, -wait_s)
             stream = b"stream-%d" % (number % STREAMS)
-            self.sent_s[stream].append(time.perf_counter())
             time_us = 1_700_000_000_000_000 + number // STREAMS * 1_000_000
-            self._producer.produce(self._topic, common.tick(100.0 + number % 7, time_us), stream)
+            value = common.tick(100.0 + number % 7, time_us)
+            self._producer.produce(
+                self._topic, value, stream, on_delivery=partial(self._delivered, time.perf_counter())
+            )
             self._producer.poll(0)
             number += 1
         self._producer.flush(30)
+
+    def _delivered(self, sent_s: float, error: KafkaError | None, message: Message) -> None:
+        assert error is None, error
+        self.sent_s[message.partition(), message.offset()] = sent_s
 
 
 def main() -> int:
@@ -72,15 +79,15 @@ def main() -> int:
         with daemon.running() as running:
             consumer = common.reader(bootstrap, daemon.forecasts)
             pace = Pace(bootstrap, topic, chosen.rate)
-            latencies = _measure(common.messages(consumer, running), pace, chosen.seconds * chosen.rounds)
+            received = _receive(common.messages(consumer, running), chosen.seconds * chosen.rounds)
             pace.stop()
             consumer.close()
-    return _report(latencies, pace, chosen)
+    return _report(_latencies(received, pace), pace, chosen)
 
 
-def _measure(batches: Iterator[list[Message]], pace: Pace, seconds: float) -> list[tuple[float, float]]:
-    """(received, latency) in seconds, of every record sent after the warm-up, for `seconds`."""
-    measured: list[tuple[float, float]] = []
+def _receive(batches: Iterator[list[Message]], seconds: float) -> Received:
+    """When each forecast came after the warm-up, for `seconds`, and which record (partition, offset) it answers."""
+    received: list[tuple[float, tuple[int, int]]] = []
     from_s = None
     for batch in batches:
         now_s = time.perf_counter()
@@ -88,14 +95,20 @@ def _measure(batches: Iterator[list[Message]], pace: Pace, seconds: float) -> li
             # What was sent before the daemon was ready waited for that.
             from_s = now_s + WARM_UP_S
         if from_s is not None and now_s > from_s + seconds:
-            return measured
+            break
         for message in batch:
-            # The forecast carries its record's number in its stream, from 1.
-            sequence = orjson.loads(message.value())["sequence"]
-            sent_s = pace.sent_s[message.key()][sequence - 1]
-            if sent_s > from_s:
-                measured.append((now_s - from_s, now_s - sent_s))
-    return measured
+            # Not by its number in its stream: with young metadata a stream may begin in another partition.
+            source = dict(message.headers())["source"].decode()
+            _, partition, offset = source.rsplit("/", 2)
+            received.append((now_s, (int(partition), int(offset))))
+    assert from_s is not None
+    return from_s, [(now_s, record) for now_s, record in received if now_s > from_s]
+
+
+def _latencies(received: Received, pace: Pace) -> list[tuple[float, float]]:
+    """(received, latency) in seconds; received counts from the end of the warm-up."""
+    from_s, records = received
+    return [(now_s - from_s, now_s - pace.sent_s[record]) for now_s, record in records]
 
 
 def _report(latencies: list[tuple[float, float]], pace: Pace, chosen: argparse.Namespace) -> int:

@@ -164,7 +164,7 @@ def read(each: Set, directory: Path) -> tuple[Series, Rows]:
 
 def _file(path: Path, drop: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[str, ...]]:
     packed = path.with_name(path.name + ".gz")
-    with (gzip.open(packed, "rt") if packed.exists() else path.open()) as lines:
+    with gzip.open(packed, "rt") if packed.exists() else path.open() as lines:
         head, *cells = [row for row in csv.reader(lines) if row]
     kept = [place for place, name in enumerate(head) if place and name not in drop]
     values = np.array([[float(row[place]) for place in kept] for row in cells])
