@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,11 @@ _CACHE_FLAG = "--tf_xla_persistent_cache_directory"
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    kept = os.dup(2)
+    kept, ours = os.dup(2), sys.stderr
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)
+        # What Python itself says meanwhile, in another thread, is no noise: the demo starts its broker beside this.
+        sys.stderr = open(kept, "w", buffering=1, closefd=False)  # noqa: SIM115 - a descriptor, and it stays
         try:
             yield
         except Exception:  # not Ctrl-C: nobody asks then what TensorFlow had to say
@@ -35,8 +38,9 @@ def _quiet_stderr() -> Iterator[None]:
             os.write(kept, said.read())
             raise
         finally:
+            # The copy stays open: somebody may be writing to it right now.
             os.dup2(kept, 2)
-            os.close(kept)
+            sys.stderr = ours
 
 
 def _keep_compiled() -> None:
