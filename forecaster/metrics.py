@@ -14,23 +14,22 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 
+from forecaster.collectors import Declarer, Samples, reference
 from forecaster.coverage import Level, central_levels, count_places
 from forecaster.errors import Reason
 from forecaster.histogram import Buckets
 from forecaster.labels import Call, Direction, Eviction, Outcome, Place, Rebalance, Stage
 from forecaster.records import TopicPartition
 
-PREFIX = "forecaster_"
 # An error counts for at most this many of its stream's scales: a sensor that was stuck for a month and then jumps
 # has a scale near zero, and its one error would drown every other stream's in the sums.
 SCALED_ERROR_MAX = 1_000.0
@@ -42,17 +41,6 @@ _DELAY_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300, 1_800, 3_600, 21_600, 86_40
 _RESTORE_S = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _COUNTS = tuple(2**power for power in range(15))
 _RATIO = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 100)
-
-
-class Declaration(NamedTuple):
-    """One metric, as docs/metrics.md lists it."""
-
-    section: str
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    help: str
-    buckets: tuple[float, ...] = ()
 
 
 class Scores(Protocol):
@@ -73,86 +61,6 @@ class Scores(Protocol):
     @property
     def rank(self) -> NDArray[np.float32]:
         """[records, targets, horizons], how many quantiles the observation is above; a half for one that it equals."""
-
-
-Samples = Iterable[tuple[tuple[str, ...], float]]
-
-
-class _Read:
-    """A gauge that is worked out when it is scraped."""
-
-    def __init__(self, name: str, text: str, labels: Sequence[str], read: Callable[[], Samples]) -> None:
-        self._name, self._text, self._labels, self._read = name, text, labels, read
-
-    def describe(self) -> Iterator[GaugeMetricFamily]:
-        yield GaugeMetricFamily(self._name, self._text, labels=self._labels)
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, value in self._read():
-            family.add_metric(labels, value)
-        yield family
-
-
-class _Histogram:
-    """A histogram over numpy bucket counts."""
-
-    def __init__(self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
-        self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
-        self._le = [*(f"{float(bound)}" for bound in bounds), "+Inf"]
-        self._children: dict[tuple[str, ...], Buckets] = {}
-        if not labels:
-            self.labels()
-
-    def labels(self, *values: str) -> Buckets:
-        """The counts under these label values, made with zeros where there are none yet."""
-        return self._children.setdefault(values, Buckets(self._bounds))
-
-    def describe(self) -> Iterator[HistogramMetricFamily]:
-        yield HistogramMetricFamily(self._name, self._text, labels=self._labels)
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
-        # A copy: the worker may declare an input in the middle of a scrape.
-        for values, buckets in dict(self._children).items():
-            cumulative, total = buckets.snapshot()
-            family.add_metric(values, list(zip(self._le, cumulative, strict=True)), total)
-        yield family
-
-
-class _Declarer:
-    """Makes metrics in a registry and remembers what it made."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-        self.section = ""
-        self.made: list[Declaration] = []
-
-    def counter(self, name: str, text: str, **labels: Iterable[str]) -> Counter:
-        """A counter; where all of a single label's values are given, each begins at 0."""
-        self._note(name, "counter", tuple(labels), text)
-        counter = Counter(PREFIX + name, text, tuple(labels), registry=self._registry)
-        if len(labels) == 1:
-            for value in next(iter(labels.values())):
-                counter.labels(value)
-        return counter
-
-    def gauge(self, name: str, text: str) -> Gauge:
-        self._note(name, "gauge", (), text)
-        return Gauge(PREFIX + name, text, registry=self._registry)
-
-    def read(self, name: str, text: str, labels: tuple[str, ...], read: Callable[[], Samples]) -> None:
-        self._note(name, "gauge", labels, text)
-        self._registry.register(_Read(PREFIX + name, text, labels, read))
-
-    def histogram(self, name: str, text: str, bounds: tuple[float, ...], *labels: str) -> _Histogram:
-        self._note(name, "histogram", labels, text, bounds)
-        histogram = _Histogram(PREFIX + name, text, labels, bounds)
-        self._registry.register(histogram)
-        return histogram
-
-    def _note(self, name: str, kind: str, labels: tuple[str, ...], text: str, bounds: tuple[float, ...] = ()) -> None:
-        self.made.append(Declaration(self.section, PREFIX + name, kind, labels, text, bounds))
 
 
 class _Lag(NamedTuple):
@@ -200,7 +108,7 @@ class Metrics:
         self._oldest_dirty_s: float | None = None
         self._flushes = False
         self._inputs: dict[str, list[_Horizon]] = {}
-        declare = _Declarer(registry)
+        declare = Declarer(registry)
         self._declare_health(declare)
         self._declare_flow(declare)
         self._declare_latency(declare)
@@ -211,7 +119,7 @@ class Metrics:
 
     # What there is
 
-    def _declare_health(self, declare: _Declarer) -> None:
+    def _declare_health(self, declare: Declarer) -> None:
         declare.section = "Identity and health"
         build = ((version("forecaster"), platform.python_version()), 1.0)
         declare.read("build_info", "What runs here. Always 1.", ("version", "python"), lambda: [build])
@@ -234,7 +142,7 @@ class Metrics:
             kind=Rebalance,
         )
 
-    def _declare_flow(self, declare: _Declarer) -> None:
+    def _declare_flow(self, declare: Declarer) -> None:
         declare.section = "Flow"
         self._records = declare.counter("records_total", "Records read from input topics.", topic=())
         self._forecasts = declare.counter("forecasts_total", "Records answered with a forecast.", horizon=())
@@ -260,7 +168,7 @@ class Metrics:
             self._lag_seconds,
         )
 
-    def _declare_latency(self, declare: _Declarer) -> None:
+    def _declare_latency(self, declare: Declarer) -> None:
         declare.section = "Latency"
         self._event_delay = declare.histogram(
             "event_delay_seconds", "From a record's event time to its poll.", _DELAY_S
@@ -287,7 +195,7 @@ class Metrics:
             "traces_total", "Times the step was traced. Growth after the daemon is ready is a defect."
         )
 
-    def _declare_state(self, declare: _Declarer) -> None:
+    def _declare_state(self, declare: Declarer) -> None:
         declare.section = "State"
         tables = self._tables
         declare.read(
@@ -323,7 +231,7 @@ class Metrics:
             "restore_seconds", "From a partition's assignment to its first live record.", _RESTORE_S
         ).labels()
 
-    def _declare_quality(self, declare: _Declarer) -> None:
+    def _declare_quality(self, declare: Declarer) -> None:
         declare.section = "Forecast quality"
         scales = (
             f"each in units of its stream's scale and {SCALED_ERROR_MAX:,.0f} at most, "
@@ -576,27 +484,6 @@ def _count_places(horizon: _Horizon, rank: NDArray[np.float32]) -> None:
         for counter, count in zip(counters, counts, strict=True):
             if count:
                 counter.inc(count)
-
-
-def reference(declarations: Iterable[Declaration]) -> str:
-    """docs/metrics.md."""
-    lines = [
-        "# Metrics",
-        "",
-        "Written by `python -m forecaster.metrics > docs/metrics.md`; do not edit.",
-        "",
-        "Served on `/metrics`, as OpenMetrics or as Prometheus text. Every label value that can be known beforehand",
-        "is there as 0 from the first scrape. A stream's id is never a label. Beside these are the usual `process_*`.",
-    ]
-    section = ""
-    for metric in declarations:
-        if metric.section != section:
-            section = metric.section
-            lines += ["", f"## {section}", "", "| metric | type | labels | meaning |", "|---|---|---|---|"]
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        buckets = f" Buckets: {', '.join(f'{bound:g}' for bound in metric.buckets)}." if metric.buckets else ""
-        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help}{buckets} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from forecaster.collectors import reference
 from forecaster.coverage import central_levels, count_places
 from forecaster.errors import Reason
 from forecaster.histogram import Buckets
 from forecaster.labels import Direction, Eviction, Outcome, Rebalance, Stage
-from forecaster.metrics import SCALED_ERROR_MAX, Metrics, reference
+from forecaster.metrics import SCALED_ERROR_MAX, Metrics
 from forecaster.records import TopicPartition
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -355,7 +356,7 @@ def test_buckets_keep_out_what_would_spoil_the_sum() -> None:
     """NaN and infinities are not counted, and a time below zero counts as zero."""
     buckets = Buckets([1.0])
     buckets.observe([math.nan, math.inf, -math.inf, -5.0, 2.0])
-    assert buckets.snapshot() == ([1, 2], 2.0)
+    assert buckets.snapshot()[:2] == ([1, 2], 2.0)
 
 
 def test_no_stream_can_be_a_label(metrics: Metrics) -> None:
