@@ -14,7 +14,6 @@ from functools import partial
 from types import FrameType, MappingProxyType
 from typing import NamedTuple
 
-from forecaster import log as logs
 from forecaster.config import Config, InputConfig
 from forecaster.errors import BrokerUnavailable, ForecasterError
 from forecaster.health import Health
@@ -167,8 +166,6 @@ def run(
     Raises:
         Fatal: one line that says what to mend; the process should exit non-zero.
     """
-    if config.kafka.sasl_password is not None:
-        logs.redact(config.kafka.sasl_password)
     health = Health(("broker", "assignment", "restore"), stall_s=config.kafka.watchdog_timeout_s + 30.0)
     metrics = Metrics()
     metrics.ready_when(lambda: health.ready)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from forecaster.config import Config, InputConfig, build_config, load_config
+from forecaster.config import SECRETS, Config, InputConfig, KafkaConfig, build_config, load_config
 from forecaster.errors import InvalidConfig
+from forecaster.reference import reference
 
 MINIMAL = """
 [[inputs]]
@@ -93,8 +94,27 @@ PLACES = [
     ),
     (
         {"kafka": {"security_protocol": "SASL_SSL"}},
-        "[kafka] security_protocol: SASL_SSL needs sasl_mechanism and sasl_username",
+        "[kafka] security_protocol: SASL_SSL needs sasl_mechanism",
     ),
+    (
+        {"kafka": {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512"}},
+        "[kafka] sasl_username: SCRAM-SHA-512 needs one",
+    ),
+    (
+        {"kafka": {"sasl_mechanism": "PLAIN", "sasl_username": "u"}},
+        "[kafka] sasl_mechanism: has no effect with security_protocol PLAINTEXT: expected SASL_SSL",
+    ),
+    ({"kafka": {"ssl_cafile": "ca.pem"}}, "[kafka] ssl_cafile: has no effect with security_protocol PLAINTEXT"),
+    (
+        {"kafka": {"security_protocol": "SSL", "ssl_certfile": "me.pem"}},
+        "[kafka] ssl_certfile: goes together with ssl_keyfile",
+    ),
+    (
+        {"kafka": {"oauth_token_url": "https://me:secret@idp/token"}},
+        "[kafka] oauth_token_url: a secret does not belong",
+    ),
+    ({"kafka": {"oauth_token_url": "http://idp/token"}}, "[kafka] oauth_token_url: expected https://"),
+    ({"kafka": {"oauth_token_url": "https://idp/token"}}, "[kafka] oauth_client_id: oauth_token_url needs one"),
     ({"streams": {"capacity": 10}}, "[streams] capacity: expected at least kafka.poll_records_max (2000), got 10"),
 ]
 
@@ -234,3 +254,46 @@ def test_signal_points_into_targets_and_horizons() -> None:
     names = {"targets": ["a", "b"], "horizons": [1, 5], "signal": {"target": "b", "horizon": 5}}
     each = build_config(tree(input=names), "x").inputs[0]
     assert (each.signal_target, each.signal_horizon) == (1, 1)
+
+
+def test_an_input_is_set_by_its_name(path: Path) -> None:
+    """The environment and flags reach into an input by its name, whatever its case."""
+    environment = {"FORECASTER__INPUTS__TICKS__SIGNAL__THRESHOLD": "0.7"}
+    config = load_config(path, ["inputs.ticks.late=step"], environment)
+    assert (config.inputs[0].signal.threshold, config.inputs[0].late) == (0.7, "step")
+    with pytest.raises(InvalidConfig, match=r"^--set inputs\.other\.late: no such setting$"):
+        load_config(path, ["inputs.other.late=step"], {})
+
+
+def test_reference_is_the_declarations() -> None:
+    """docs/configuration.md is what they say; `python -m forecaster.reference > docs/configuration.md` mends it."""
+    written = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
+    assert written == reference()
+
+
+@pytest.mark.parametrize(("section", "key"), sorted(SECRETS))
+def test_a_secret_is_no_key(path: Path, section: str, key: str) -> None:
+    """A secret in the file or in a flag is refused with the ways that it has, and is not repeated."""
+    with pytest.raises(InvalidConfig, match="a secret does not belong here") as refused:
+        load_config(path, [f"{section}.{key}=swordfish"], {})
+    assert f"set [{section}] {key}_file" in str(refused.value)
+    assert "swordfish" not in str(refused.value)
+
+
+def test_a_secret_comes_from_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """LoadCredential=kafka.sasl_password is found; the environment goes first, and the key's file before both."""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "kafka.sasl_password").write_text("systemd-8431\n")
+    (tmp_path / "own").write_text("file-8431\n")
+    assert KafkaConfig().sasl_password == "systemd-8431"
+    monkeypatch.setenv("FORECASTER__KAFKA__SASL_PASSWORD", "environment-8431")
+    assert KafkaConfig().sasl_password == "environment-8431"
+    assert KafkaConfig(sasl_password_file=str(tmp_path / "own")).sasl_password == "file-8431"
+
+
+@pytest.mark.parametrize(("content", "why"), [(b" \n", "is empty"), (b"\xff", "is not text")])
+def test_a_secret_that_is_none_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
+    """A file with nothing in it, or with no text, is one line."""
+    (tmp_path / "password").write_bytes(content)
+    with pytest.raises(InvalidConfig, match=rf"^\[kafka\] sasl_password_file: \S+ {why}$"):
+        _ = KafkaConfig(sasl_password_file=str(tmp_path / "password")).sasl_password
