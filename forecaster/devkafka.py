@@ -191,11 +191,12 @@ class DevKafka:
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / "log4j2.properties").write_text(_LOG4J)
         settings = self._directory / "server.properties"
-        lines = {**self._defaults(), **self._properties}
+        lines = {**self.defaults(), **self._properties}
         settings.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
         return settings
 
-    def _defaults(self) -> dict[str, str]:
+    def defaults(self) -> dict[str, str]:
+        """The broker settings that `properties` may override."""
         listeners = {name: f"{name}://{address}" for name, address in self.addresses.items()}
         advertised = [url for name, url in listeners.items() if name != "CONTROLLER"]
         return {

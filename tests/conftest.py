@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import itertools
-import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from brokers import Broker, open_broker
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from forecaster.devkafka import DevKafka
 
-
-class Broker(NamedTuple):
-    """Where the session's broker is, whoever started it."""
-
-    bootstrap_servers: str
+KAFKA_TOLD = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """One broker for the whole session: FORECASTER_TEST_BOOTSTRAP's, else an embedded one."""
-    given = os.environ.get("FORECASTER_TEST_BOOTSTRAP")
-    if given:
-        yield Broker(given)
-        return
-    with DevKafka(tmp_path_factory.mktemp("kafka")) as embedded:
-        yield Broker(embedded.bootstrap_servers)
+def kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One broker for the whole session: see tests/brokers.py."""
+    with open_broker(tmp_path_factory.mktemp("kafka")) as broker:
+        request.config.stash[KAFKA_TOLD] = broker.told
+        yield broker
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which Kafka it was."""
+    if KAFKA_TOLD in config.stash:
+        terminalreporter.write_line(f"kafka: {config.stash[KAFKA_TOLD]}")
 
 
 @pytest.fixture
@@ -48,6 +47,11 @@ def create_topic(bootstrap_servers: str, name: str, partitions: int = 1, config:
     created = admin.create_topics([NewTopic(name, partitions, 1, config=config or {})], operation_timeout=30)
     for future in created.values():
         future.result(30)
+    # Answered by the controller: the broker itself may hear of it a moment later.
+    deadline_s = time.monotonic() + 30.0
+    while admin.list_topics(name, timeout=10).topics[name].error is not None:
+        assert time.monotonic() < deadline_s, f"{name} is not there after 30 s"
+        time.sleep(0.02)
 
 
 @pytest.fixture
