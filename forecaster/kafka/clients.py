@@ -26,7 +26,7 @@ BOOTSTRAP_TIMEOUT_S = 4.0
 REACH_TIMEOUT_S = 2.0
 # The client's own pause after a failed try. On a transactional producer each retried request sleeps so long on
 # the thread that sends: the default (100 ms) would be most of a transaction whenever the coordinator is busy.
-RETRY_BACKOFF_MS = 15
+RETRY_BACKOFF_MS = 4
 # How long a send may wait for a topic's metadata, and init_transactions for its coordinator.
 BLOCK_MAX_S = 15.0
 

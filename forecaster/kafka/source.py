@@ -39,6 +39,8 @@ PROBE_TIMEOUT_S = 3.0
 CLOSE_TIMEOUT_S = 3.0
 RESOLVE_MIN_S = 0.3
 SLICE_S = 0.05
+# The broker answers a fetch of what is there within so long.
+FRESH_TIMEOUT_S = 0.003
 # Members hear of a rebalance at their next heartbeat (1 s) and join at their next poll.
 JOIN_MAX_S = 4.0
 # Joining and beating begin in one step of the client's, on another thread.
@@ -72,6 +74,7 @@ class KafkaSource:
         self._revoked: list[TopicPartition] = []
         self._answered_s = time.monotonic()
         self._silent_s: float | None = None  # since when a stable member sends no heartbeats
+        self._postponed: errors.KafkaError | None = None  # for the next poll: this one had records already
         self._topics = tuple(topics)
         self.membership: Any = self._consumer.group_metadata()
         listener = _Listener(self._consumer, self._happened)
@@ -201,6 +204,9 @@ class KafkaSource:
         """
         started = time.monotonic()
         with translated(self._config):
+            if self._postponed is not None:
+                postponed, self._postponed = self._postponed, None
+                raise postponed
             while True:
                 joining = self._joining()
                 if joining:
@@ -209,8 +215,28 @@ class KafkaSource:
                 # With nothing to read the client sits its time out, also when partitions have come meanwhile.
                 slice_s = left_s if self._live and not joining else min(left_s, SLICE_S)
                 fetched: dict[Any, list[Record]] = self._consumer.poll(timeout_ms=max(0, round(slice_s * 1000)))
+                if fetched:
+                    self._add_fresh(fetched)
                 if fetched or self._happened or (slice_s >= left_s and not (self._joining() and not joining)):
                     return fetched
+
+    def _add_fresh(self, fetched: dict[Any, list[Record]]) -> None:
+        """Add what has come since `fetched` was.
+
+        A poll that finds records hands them out and fetches the next ones, for the next poll: which then has what
+        was there a batch ago, and every record would wait for one batch more than it must.
+        """
+        left = self._config.poll_records_max - sum(map(len, fetched.values()))
+        if left <= 0:
+            return
+        try:
+            fresh = self._consumer.poll(timeout_ms=round(FRESH_TIMEOUT_S * 1000), max_records=left)
+        except errors.KafkaError as error:
+            # The client's position is past `fetched`: lost with this error, nobody would read it again.
+            self._postponed = error
+            return
+        for partition, records in fresh.items():
+            fetched.setdefault(partition, []).extend(records)
 
     def _await_metadata(self) -> None:
         """Know the topics before the group is joined.

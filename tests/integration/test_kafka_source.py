@@ -13,8 +13,10 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 from conftest import Broker, NewTopics
+from kafka.errors import KafkaTimeoutError
 from kafka_witness import poll_records, poll_until, produce, settings
 
+from forecaster.errors import BrokerUnavailable
 from forecaster.kafka import KafkaSink, KafkaSource
 from forecaster.kafka.sink import client_offsets
 from forecaster.kafka.source import subscription_pattern
@@ -87,6 +89,45 @@ def test_rewind_delivers_again_in_order(kafka: Broker, open_source: Open, new_to
     again = [record.offset for record in poll_records(source, 90)]
     assert first == list(range(60))
     assert again == list(range(10, 100))
+
+
+def test_poll_has_what_came_until_it_was_asked(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+    """What was fetched ahead does not keep a poll from bringing what came after that."""
+    topic = new_topic()
+    produce(kafka.bootstrap_servers, topic, "a")
+    source = open_source(topic)
+    poll_records(source, 1)
+    together = []
+    while [b"b", b"c"] not in together and len(together) < 10:  # on a busy machine the broker may take its time
+        produce(kafka.bootstrap_servers, topic, "b")
+        time.sleep(0.5)  # the fetch that the last poll left in flight is answered with b alone
+        produce(kafka.bootstrap_servers, topic, "c")
+        values = [record.value for record in poll_records(source, 1)]
+        together.append(values)
+        poll_records(source, 2 - len(values))
+    assert [b"b", b"c"] in together
+
+
+def test_error_behind_records_waits_for_the_next_poll(
+    kafka: Broker, open_source: Open, new_topic: NewTopics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error on the second look of a poll costs none of the records of the first, and is raised by the next poll."""
+    topic = new_topic()
+    produce(kafka.bootstrap_servers, topic, "a")
+    source = open_source(topic)
+    poll_records(source, 1)
+    produce(kafka.bootstrap_servers, topic, "b")
+    time.sleep(0.5)
+
+    def refuse(**_: object) -> None:
+        monkeypatch.undo()
+        raise KafkaTimeoutError
+
+    once = source._consumer.poll
+    monkeypatch.setattr(source._consumer, "poll", lambda **asked: refuse() if "max_records" in asked else once(**asked))
+    assert [record.value for record in source.poll(1.0).records] == [b"b"]
+    with pytest.raises(BrokerUnavailable):
+        source.poll(1.0)
 
 
 def test_latest_begins_at_the_end(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
