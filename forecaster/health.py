@@ -71,6 +71,12 @@ class Health:
             self.progress()
 
     @property
+    def turned_s(self) -> float:
+        """When the loop last turned, by the clock; now, while it is in a declared wait within its limit."""
+        now, wait = self._clock(), self._wait
+        return now if wait is not None and now <= wait.until_s else self._progressed_s
+
+    @property
     def doing(self) -> str:
         """What the loop waits for, or that it runs."""
         wait = self._wait

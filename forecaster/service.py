@@ -28,6 +28,7 @@ from forecaster.observer import MetricsObserver
 from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.rekey import Rekeyer
 from forecaster.routing import Routes
+from forecaster.supervisor import Supervisor
 from forecaster.web import WebServer
 from forecaster.worker import Observer, Sink, Source, Stage, Worker
 
@@ -170,6 +171,7 @@ def run(
     metrics = Metrics()
     metrics.ready_when(lambda: health.ready)
     with ExitStack() as stack:
+        stack.enter_context(Supervisor(health, stop))
         server = stack.enter_context(WebServer(config.http.listen, health, metrics.exposition))
         if started is not None:
             started(server.url, health)
