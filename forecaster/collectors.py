@@ -130,7 +130,9 @@ def reference(declarations: Iterable[Declaration]) -> str:
         "Written by `python -m forecaster.metrics > docs/metrics.md`; do not edit.",
         "",
         "Served on `/metrics`, as OpenMetrics or as Prometheus text. Every label value that can be known beforehand",
-        "is there as 0 from the first scrape. A stream's id is never a label. Beside these are the usual `process_*`.",
+        "is there as 0 from the first scrape. No label names a stream, but for the list of the few worst ones. The",
+        "latency histograms name a record in each bucket, as OpenMetrics exemplars: `stream`, `topic`, `partition`,",
+        "`offset`. Beside these are the usual `process_*`.",
     ]
     section = ""
     for metric in declarations:

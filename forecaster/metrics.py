@@ -2,9 +2,10 @@
 
 The worker speaks in whole polls: columns and counts, one call a poll and never
 one a record. What would go stale if it were set (lag, ages, readiness, the model
-in use) is read at the scrape instead. A stream's id is never a label: labels are
+in use) is read at the scrape instead. A stream's id is no label: labels are
 only what the config or an enumeration lists, so that the number of series is
-known beforehand, and each of them is 0 from the first scrape on.
+known beforehand, and each of them is 0 from the first scrape on. The one exception
+is bounded: the few worst streams are named.
 
 `python -m forecaster.metrics > docs/metrics.md` writes the reference.
 """
@@ -29,6 +30,8 @@ from forecaster.errors import Reason
 from forecaster.histogram import Buckets
 from forecaster.labels import Call, Direction, Eviction, Outcome, Place, Rebalance, Stage
 from forecaster.records import TopicPartition
+from forecaster.standing import DRIFT_ZSCORE, MEMBERS_MAX, STAY_S, Settled, Worst, input_zscores, scaled
+from forecaster.streams import JUDGED_MEMORY
 
 # An error counts for at most this many of its stream's scales: a sensor that was stuck for a month and then jumps
 # has a scale near zero, and its one error would drown every other stream's in the sums.
@@ -40,23 +43,12 @@ _STEP_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0
 _DELAY_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300, 1_800, 3_600, 21_600, 86_400)
 _RESTORE_S = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _COUNTS = tuple(2**power for power in range(15))
+_ZSCORE = (0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 10, 30, 100)
 _RATIO = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 100)
 
 
-class Scores(Protocol):
+class Scores(Settled, Protocol):
     """What the forecasts that one poll settled turned out to be worth; NaN where there is nothing to settle."""
-
-    @property
-    def error(self) -> NDArray[np.float32]:
-        """[records, targets, horizons], observed minus median, in the target's units."""
-
-    @property
-    def naive_error(self) -> NDArray[np.float32]:
-        """[records, targets, horizons], observed minus the value when the forecast was made."""
-
-    @property
-    def scale(self) -> NDArray[np.float32]:
-        """[records, targets, horizons], the stream's scale when the forecast was made."""
 
     @property
     def rank(self) -> NDArray[np.float32]:
@@ -75,9 +67,15 @@ class _Table(NamedTuple):
     size_bytes: int
 
 
+class _Experts(NamedTuple):
+    streams: int
+    weights: Mapping[str, NDArray[np.float32]]
+
+
 class _Horizon(NamedTuple):
     """One horizon of one input, with its counters at hand."""
 
+    steps: int
     forecasts: Counter
     scaled: Buckets
     absolute: Counter
@@ -108,12 +106,16 @@ class Metrics:
         self._oldest_dirty_s: float | None = None
         self._flushes = False
         self._inputs: dict[str, list[_Horizon]] = {}
+        self._experts: dict[str, _Experts] = {}
+        self._drifting: dict[str, int] = {}
+        self._worst: list[Worst] = []
         declare = Declarer(registry)
         self._declare_health(declare)
         self._declare_flow(declare)
         self._declare_latency(declare)
         self._declare_state(declare)
         self._declare_quality(declare)
+        self._declare_drift(declare)
         self.declarations = tuple(declare.made)
         ProcessCollector(registry=registry)
 
@@ -266,6 +268,40 @@ class Metrics:
             outcome=(),
         )
 
+        declare.read(
+            "expert_weight",
+            "How much each expert of the hedge weighs in the forecasts, mean over the streams that were used last.",
+            ("expert", "horizon"),
+            self._expert_weights,
+        )
+
+    def _declare_drift(self, declare: Declarer) -> None:
+        declare.section = "Drift and the worst streams"
+        self._zscore = declare.histogram(
+            "input_zscore_abs",
+            "How far the inputs moved in units of their stream's scale, over the shortest horizon, as if over one "
+            "record. Steady streams are at 0.8 on average.",
+            _ZSCORE,
+        ).labels()
+        declare.read(
+            "streams_drifting",
+            f"Streams whose last {JUDGED_MEMORY} inputs were above {DRIFT_ZSCORE:g} on average, as the last survey "
+            "found.",
+            (),
+            lambda: [((), sum(list(self._drifting.values())))],
+        )
+        declare.read(
+            "worst_stream_error_ratio",
+            f"Mean scaled error of the last {JUDGED_MEMORY} records, each horizon's over its square root, of the "
+            f"streams with the largest ones. The only metric that names streams: `[http] worst_streams` of them, and "
+            f"who was among them in the last {STAY_S / 60:.0f} minutes, {MEMBERS_MAX} at most.",
+            ("input", "topic", "partition", "stream"),
+            lambda: [
+                ((name, key.partition.topic, str(key.partition.partition), key.stream), error)
+                for name, key, error in self._worst
+            ],
+        )
+
     def declare_input(
         self,
         name: str,
@@ -289,11 +325,12 @@ class Metrics:
         if signal_horizon is not None:
             for direction in Direction:
                 self._signals.labels(str(signal_horizon), direction)
-        self._inputs[name] = [self._horizon(str(horizon), quantiles) for horizon in horizons]
+        self._inputs[name] = [self._horizon(horizon, quantiles) for horizon in horizons]
 
-    def _horizon(self, horizon: str, quantiles: Sequence[float]) -> _Horizon:
-        levels = central_levels(quantiles)
+    def _horizon(self, steps: int, quantiles: Sequence[float]) -> _Horizon:
+        levels, horizon = central_levels(quantiles), str(steps)
         return _Horizon(
+            steps=steps,
             forecasts=self._forecasts.labels(horizon),
             scaled=self._scaled.labels(horizon),
             absolute=self._absolute.labels(horizon),
@@ -383,9 +420,9 @@ class Metrics:
 
     # Latency
 
-    def observe_step(self, *, seconds: float, records: int, rounds: int) -> None:
-        """One call of the compiled step."""
-        self._step.observe(seconds)
+    def observe_step(self, *, seconds: float, records: int, rounds: int, example: Mapping[str, str]) -> None:
+        """One call of the compiled step; `example` names one of its records."""
+        self._step.observe(seconds, lambda _: example)
         self._batch_records.observe(records)
         self._batch_rounds.observe(rounds)
         self._busy.inc(seconds)
@@ -396,14 +433,16 @@ class Metrics:
         self._traces.inc(total - before if total >= before else total)
         self._traced[name] = total
 
-    def observe_event_delays(self, seconds: ArrayLike) -> None:
-        """[records], from event time to poll."""
-        self._event_delay.observe(seconds)
+    def observe_commit(self, seconds: float, example: Mapping[str, str] | None = None) -> None:
+        """A batch is committed: how long that took; `example` names one of its records."""
+        self._commit.observe(seconds, None if example is None else lambda _: example)
 
-    def observe_commit(self, seconds: float, end_to_end_s: ArrayLike) -> None:
-        """A batch is committed: how long that took, and [records] from timestamp to now."""
-        self._commit.observe(seconds)
-        self._end_to_end.observe(end_to_end_s)
+    def observe_answers(
+        self, *, event_delay_s: ArrayLike, end_to_end_s: ArrayLike, name: Callable[[int], Mapping[str, str]]
+    ) -> None:
+        """[records], from event time to poll and from timestamp to commit; `name` says which record the i-th is."""
+        self._event_delay.observe(event_delay_s, name)
+        self._end_to_end.observe(end_to_end_s, name)
 
     # State
 
@@ -437,14 +476,12 @@ class Metrics:
 
     def observe_scores(self, name: str, scores: Scores) -> None:
         """Count what one step settled for input `name`."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            # In float64: 1e30 over 1e-30 has no float32. A scale of zero measures nothing: infinite or NaN, left out.
-            scale = scores.scale.astype(np.float64)
-            scaled, naive = np.abs(scores.error / scale), np.abs(scores.naive_error / scale)
-        settled = np.isfinite(scaled) & np.isfinite(naive)
-        for index, horizon in enumerate(self._inputs[name]):
+        errors, horizons = scaled(scores), self._inputs[name]
+        settled = errors.settled
+        self._zscore.observe(input_zscores(errors, [horizon.steps for horizon in horizons]))
+        for index, horizon in enumerate(horizons):
             at = settled[..., index]
-            _count_errors(horizon, scaled[..., index][at], naive[..., index][at])
+            _count_errors(horizon, errors.error[..., index][at], errors.naive[..., index][at])
             _count_places(horizon, scores.rank[..., index])
 
     def observe_directions(self, name: str, hits: NDArray[np.float32]) -> None:
@@ -458,6 +495,29 @@ class Metrics:
             column = hits[..., index]
             horizon.directions[Call.HIT].inc(int(np.count_nonzero(column == 1)))
             horizon.directions[Call.MISS].inc(int(np.count_nonzero(column == 0)))
+
+    def set_experts(self, name: str, streams: int, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """What each expert of input `name` weighs: [horizons], mean over so many streams; none where nothing hedges."""
+        self._experts[name] = _Experts(streams, weights)
+
+    def _expert_weights(self) -> Samples:
+        sums: dict[tuple[str, str], tuple[float, int]] = {}
+        for name, (streams, weights) in list(self._experts.items()):
+            for expert, by_horizon in weights.items():
+                for horizon, weight in zip(self._inputs[name], by_horizon.tolist(), strict=True):
+                    total, count = sums.get((expert, str(horizon.steps)), (0.0, 0))
+                    sums[expert, str(horizon.steps)] = total + streams * weight, count + streams
+        return [(labels, total / count) for labels, (total, count) in sums.items()]
+
+    # Drift and the worst streams
+
+    def set_drifting(self, name: str, streams: int) -> None:
+        """Streams of input `name` whose inputs drift."""
+        self._drifting[name] = streams
+
+    def set_worst(self, worst: list[Worst]) -> None:
+        """The streams that are listed by name from the next scrape on."""
+        self._worst = worst
 
     # Out
 

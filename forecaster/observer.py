@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from forecaster import signals
-from forecaster.errors import BrokerUnavailable
 from forecaster.evaluation import direction_hits
 from forecaster.labels import Direction, Eviction, Rebalance
 from forecaster.labels import Outcome as TransactionOutcome
-from forecaster.labels import Stage as Place
+from forecaster.labels import Stage as Where
 from forecaster.metrics import Metrics
 from forecaster.model.step import StepEngine
 from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
 from forecaster.records import Record, TopicPartition
+from forecaster.standing import WorstStreams, drifting
 from forecaster.worker import Stage
 
+# How often all streams are looked over: a millisecond for 100,000 of them.
+SURVEY_S = 5.0
+# Streams whose hedges are looked at: a mean over so many is within a hundredth of that over all.
+EXPERTS_OF_STREAMS = 256
+# OpenMetrics allows 128 characters: 26 are the names, 29 at most partition and offset, and two names share the rest.
+_NAME_CHARS_MAX = 36
 _DIRECTIONS = {signals.UP: Direction.UP, signals.DOWN: Direction.DOWN, signals.FLAT: Direction.FLAT}
 
 
@@ -29,12 +35,15 @@ class _Step(NamedTuple):
     seconds: float
     records: int
     rounds: int
+    example: dict[str, str]
 
 
 class MetricsObserver:
     """Feeds `Metrics`. Nothing is counted before its transaction is committed, so nothing is counted twice."""
 
-    def __init__(self, metrics: Metrics, engines: Mapping[str, StepEngine], *, transactions: bool) -> None:
+    def __init__(
+        self, metrics: Metrics, engines: Mapping[str, StepEngine], *, transactions: bool, worst_streams: int = 0
+    ) -> None:
         self._metrics = metrics
         self._engines = engines
         self._transactions = transactions
@@ -43,9 +52,13 @@ class MetricsObserver:
         self._steps: list[_Step] = []
         self._evicted: Counter[tuple[str, str]] = Counter()
         self._split: Counter[str] = Counter()
+        self._worst = WorstStreams(worst_streams)
+        self._polled_s = 0.0
+        self._surveyed_s = -SURVEY_S
 
     def polled(self, records: Sequence[Record]) -> None:
         """Records came."""
+        self._polled_s = time.time()
         self._polled = Counter(record.topic for record in records)
         self._steps.clear()
         for record in records:
@@ -55,7 +68,9 @@ class MetricsObserver:
         """A batch went through the compiled step."""
         engine = self._engines[stage.config.name]
         if outcome.forecast is not None:
-            self._steps.append(_Step(engine.step_seconds, len(outcome.streams) + outcome.replayed, engine.rounds))
+            count = len(outcome.streams) + outcome.replayed
+            example = _naming(outcome)(-1) if outcome.records else {}
+            self._steps.append(_Step(engine.step_seconds, count, engine.rounds, example))
         self._metrics.set_traces(stage.config.name, engine.traces)
 
     def committed(self, outcomes: Sequence[tuple[Stage, Outcome]], commit_seconds: float) -> None:
@@ -65,9 +80,8 @@ class MetricsObserver:
         if self._transactions:
             metrics.count_transaction(TransactionOutcome.COMMITTED)
         for step in self._steps:
-            metrics.observe_step(seconds=step.seconds, records=step.records, rounds=step.rounds)
-        ages = [now_s - outcome.timestamp_ms / 1e3 for _, outcome in outcomes]
-        metrics.observe_commit(commit_seconds, np.concatenate(ages) if ages else np.zeros(0))
+            metrics.observe_step(**step._asdict())
+        metrics.observe_commit(commit_seconds, self._steps[-1].example if self._steps else None)
         for stage, outcome in outcomes:
             self._outcome(stage, outcome, now_s)
 
@@ -75,7 +89,11 @@ class MetricsObserver:
         metrics, config = self._metrics, stage.config
         metrics.count_dead_letters(Counter(error.reason for error in outcome.refused))
         metrics.count_forecasts(config.name, len(outcome.streams))
-        metrics.observe_event_delays(now_s - outcome.time_s)
+        metrics.observe_answers(
+            event_delay_s=self._polled_s - outcome.time_s,
+            end_to_end_s=now_s - outcome.timestamp_ms / 1e3,
+            name=_naming(outcome),
+        )
         if outcome.scores is not None:
             metrics.observe_scores(config.name, outcome.scores)
             metrics.observe_directions(config.name, direction_hits(outcome.scores, config.signal.threshold))
@@ -85,11 +103,15 @@ class MetricsObserver:
 
     def aborted(self, error: Exception) -> None:
         """The batch is undone and will be read again."""
-        place = Place.POLL if isinstance(error, BrokerUnavailable) else Place.COMMIT
-        self._metrics.count_error(place)
-        self._metrics.count_retry(place)
+        del error
         if self._transactions:
             self._metrics.count_transaction(TransactionOutcome.ABORTED)
+
+    def failed(self, where: Where, error: Exception) -> None:
+        """Something went wrong here, and will be tried again."""
+        del error
+        self._metrics.count_error(where)
+        self._metrics.count_retry(where)
 
     def moved(self, assigned: Sequence[TopicPartition], revoked: Sequence[TopicPartition], held: int) -> None:
         """Partitions changed hands."""
@@ -122,3 +144,30 @@ class MetricsObserver:
             self._split[name] = pipeline.split_streams
             age_s = max(age_s, pipeline.checkpoint.age_s(time.time()))
         metrics.set_oldest_dirty(time.time() - age_s if age_s else None)
+        if time.monotonic() - self._surveyed_s >= SURVEY_S:
+            self._surveyed_s = time.monotonic()
+            self._survey({pipeline.config.name: pipeline for pipeline in pipelines})
+
+    def _survey(self, pipelines: Mapping[str, Pipeline]) -> None:
+        """Look over all streams: what no single batch can say."""
+        for name, pipeline in pipelines.items():
+            slots = pipeline.table.recently_used(EXPERTS_OF_STREAMS)
+            self._metrics.set_experts(name, max(1, len(slots)), self._engines[name].expert_weights(slots))
+            self._metrics.set_drifting(name, drifting(pipeline.table))
+        tables = {name: pipeline.table for name, pipeline in pipelines.items()}
+        self._metrics.set_worst(self._worst.survey(tables, time.time()))
+
+
+def _naming(outcome: Outcome) -> Callable[[int], dict[str, str]]:
+    """Which stream and record the i-th answer is of."""
+
+    def name(i: int) -> dict[str, str]:
+        record, stream = outcome.records[i], outcome.streams[i]
+        return {
+            "stream": stream[:_NAME_CHARS_MAX],
+            "topic": record.topic[:_NAME_CHARS_MAX],
+            "partition": str(record.partition),
+            "offset": str(record.offset),
+        }
+
+    return name

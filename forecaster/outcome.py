@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from forecaster.errors import InvalidRecord
 from forecaster.model.columns import Scores, StepOutputs
-from forecaster.records import Output
+from forecaster.records import Output, Record
 
 
 class Outcome(NamedTuple):
@@ -20,6 +20,7 @@ class Outcome(NamedTuple):
 
     outputs: list[Output]
     refused: list[InvalidRecord]
+    records: list[Record]  # [N]
     streams: list[str]
     time_s: NDArray[np.float64]  # [N]
     timestamp_ms: NDArray[np.int64]  # [N] the records' own
@@ -34,7 +35,7 @@ class Outcome(NamedTuple):
         """Of a batch that nothing of was stepped."""
         none = np.zeros(0)
         ways = np.zeros(0, np.int8)
-        return cls([], [], [], none, none.astype(np.int64), none[:, None], None, ways, ways, 0)
+        return cls([], [], [], [], none, none.astype(np.int64), none[:, None], None, ways, ways, 0)
 
     @property
     def scores(self) -> Scores | None:

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from forecaster import signals
+from forecaster import signals, standing
 from forecaster.checkpoint import Checkpoint
 from forecaster.config import InputConfig, StreamsConfig
 from forecaster.errors import InvalidRecord, ModelMismatch
@@ -141,6 +141,8 @@ class Pipeline:
         numbers = self.table.advance(slots, order, ticks.time_s, ticks.sequence, offsets[ticks.positions])
         self._stepped = len(slots) > 0
         forecast = self.engine.step(inputs) if self._stepped else None
+        if forecast is not None:
+            standing.judge(self.table, slots, order.by_stream, forecast.scores, self.config.horizons)
         outcome = self._answer(records, ticks, slots, order, numbers, forecast, ~answered[ticks.positions])
         letters = [error for position, error in refused if not answered[position]]
         outcome.refused.extend(letters)
@@ -350,6 +352,7 @@ class Pipeline:
         outcome = Outcome(
             outputs=[],
             refused=[],
+            records=kept,
             streams=[ticks.streams[i] for i in rows],
             time_s=ticks.time_s[rows],
             timestamp_ms=np.fromiter((record.timestamp for record in kept), np.int64, len(kept)),

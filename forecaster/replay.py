@@ -20,6 +20,7 @@ from forecaster.errors import Reason
 from forecaster.evaluation import Evaluation
 from forecaster.health import Health
 from forecaster.kafka import partition_for_key
+from forecaster.labels import Stage as Where
 from forecaster.memory import MemoryLog, MemorySink, MemorySource
 from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
@@ -139,6 +140,9 @@ class _Watcher:
 
     def aborted(self, error: Exception) -> None:
         raise AssertionError("memory does not abort") from error
+
+    def failed(self, where: Where, error: Exception) -> None:
+        """Memory does not fail, nor is there anything to try again."""
 
     def moved(self, assigned: Sequence[TopicPartition], revoked: Sequence[TopicPartition], held: int) -> None:
         """Memory's partitions stay."""

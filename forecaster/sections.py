@@ -261,6 +261,8 @@ class HttpConfig(Section, frozen=True):
 
     listen: Annotated[str, Meta(pattern=r"^.+:\d{1,5}$")] = "127.0.0.1:9108"
     """`host:port`, or `[::1]:port`."""
+    worst_streams: Annotated[int, Meta(ge=0, le=100)] = 10
+    """How many streams /metrics names, those with the largest errors; 0 = none."""
 
 
 class LogConfig(Section, frozen=True):

@@ -14,10 +14,13 @@ from functools import partial
 from types import FrameType, MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
+
 from forecaster.config import Config, InputConfig
 from forecaster.errors import BrokerUnavailable, ForecasterError
 from forecaster.health import Health
 from forecaster.kafka import KafkaSink, KafkaSource, partition_for_key
+from forecaster.labels import Stage as Where
 from forecaster.log import event
 from forecaster.metrics import Metrics
 from forecaster.model.network import initial_weights
@@ -132,8 +135,8 @@ def build_worker(  # the parts that every run has: on Kafka, in memory, in the d
     )
 
 
-def declare_metrics(metrics: Metrics, config: Config, engines: Engines) -> None:
-    """Every series that the config can feed exists before the first record."""
+def declare_metrics(metrics: Metrics, config: Config) -> None:
+    """Every series that the config can feed exists from the first scrape on."""
     for each in config.inputs:
         metrics.declare_input(
             each.name,
@@ -142,9 +145,15 @@ def declare_metrics(metrics: Metrics, config: Config, engines: Engines) -> None:
             quantiles=each.quantiles,
             signal_horizon=each.horizons[each.signal_horizon],
         )
+
+
+def declare_models(metrics: Metrics, config: Config, engines: Engines) -> None:
+    """What the inputs forecast with."""
+    for each in config.inputs:
         engine = engines.by_input[each.name]
         model = each.model or UNTRAINED
         metrics.set_model(each.name, model=model, version=engine.model.version, device=engine.device_name)
+        metrics.set_experts(each.name, 1, engine.expert_weights(np.zeros(0, np.int32)))
 
 
 def run(
@@ -170,6 +179,7 @@ def run(
     health = Health(("broker", "assignment", "restore"), stall_s=config.kafka.watchdog_timeout_s + 30.0)
     metrics = Metrics()
     metrics.ready_when(lambda: health.ready)
+    declare_metrics(metrics, config)
     with ExitStack() as stack:
         stack.enter_context(Supervisor(health, stop))
         server = stack.enter_context(WebServer(config.http.listen, health, metrics.exposition))
@@ -177,12 +187,12 @@ def run(
             started(server.url, health)
         event(log, "listening", http=server.url)
         # First: a wrong password is told in a second, not after the compile. The group is joined by the first poll.
-        source, sink = _connect(config, stop, health)
+        source, sink = _connect(config, stop, health, metrics)
         if source is None or sink is None:
             return
         with health.waiting("compiling", COMPILE_TIMEOUT_S):
             engines = Engines.compiled(config, progress)
-        declare_metrics(metrics, config, engines)
+        declare_models(metrics, config, engines)
 
         def partition_of(topic: str, key: bytes) -> int:
             return partition_for_key(key, sink.partitions(topic))
@@ -190,7 +200,11 @@ def run(
         pipelines = build_pipelines(config, engines, partition_of)
         rekeyers = build_rekeyers(config, partition_of)
         exactly_once = config.kafka.processing_guarantee == "exactly-once"
-        observer = observe(MetricsObserver(metrics, engines.by_input, transactions=exactly_once))
+        observer = observe(
+            MetricsObserver(
+                metrics, engines.by_input, transactions=exactly_once, worst_streams=config.http.worst_streams
+            )
+        )
         worker = build_worker(config, pipelines, source, sink, observer, health, rekeyers)
         _spare_the_collector()
         event(log, "running", group=config.kafka.group_id, instance=config.kafka.instance)
@@ -198,7 +212,9 @@ def run(
         event(log, "drained")
 
 
-def _connect(config: Config, stop: threading.Event, health: Health) -> tuple[KafkaSource | None, KafkaSink | None]:
+def _connect(
+    config: Config, stop: threading.Event, health: Health, metrics: Metrics
+) -> tuple[KafkaSource | None, KafkaSink | None]:
     """The source and the sink; while no broker answers, wait and say so. Nones where `stop` came first."""
     while not stop.is_set():
         try:
@@ -213,8 +229,10 @@ def _connect(config: Config, stop: threading.Event, health: Health) -> tuple[Kaf
             health.fail("broker", str(error))
             wait_s = round(wait_s, 1)
             event(log, "no broker yet", level=logging.WARNING, repeat_as="no broker", why=error, wait_s=wait_s)
+            metrics.count_error(Where.CONNECT)
             with health.waiting("the broker", wait_s + 120.0):
                 stop.wait(wait_s)
+            metrics.count_retry(Where.CONNECT)
     return None, None
 
 

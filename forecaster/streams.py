@@ -31,12 +31,17 @@ STREAM_COLUMNS = np.dtype(
         ("used_s", "f8"),  # wall clock of that poll, for idle_ttl
         ("forecast_partition", "i4"),  # where its outputs go, -1 until the first
         ("signal_partition", "i4"),
+        ("judged", "i8"),  # records that settled a forecast, since the stream has its slot
+        ("scaled_error", "f4"),  # mean of what they missed by, in scales
+        ("zscore_abs", "f4"),  # mean of how far they moved, in scales
     ]
 )
 _NEW = np.zeros(1, STREAM_COLUMNS)
 _NEW["newest_s"] = -np.inf
 _NEW["sequence"] = np.iinfo(np.int64).min
 _NEW["offset"] = -1
+# The two means reach back so many records.
+JUDGED_MEMORY = 32
 # A free slot is never the least recently used one, nor an idle one.
 _FREE = _NEW.copy()
 _FREE["used_poll"] = np.iinfo(np.int64).max
@@ -176,6 +181,26 @@ class StreamTable:
         numbers = np.empty(len(slots), np.int64)
         numbers[order.by_stream] = count
         return numbers
+
+    def judge(self, slots: Slots, scaled_error: NDArray[np.float64], zscore_abs: NDArray[np.float64]) -> None:
+        """Take records [N], sorted by slot, into their streams' running means."""
+        starts = np.flatnonzero(np.diff(slots, prepend=-1))
+        touched, counts = slots[starts], np.diff(starts, append=len(slots))
+        judged = self.columns["judged"][touched] + counts
+        self.columns["judged"][touched] = judged
+        weight = np.minimum(counts / np.minimum(judged, JUDGED_MEMORY), 1.0)
+        for name, column in (("scaled_error", scaled_error), ("zscore_abs", zscore_abs)):
+            before = self.columns[name][touched]
+            mean = np.add.reduceat(column, starts) / counts
+            self.columns[name][touched] = before + weight * (mean - before)
+
+    def recently_used(self, count: int) -> Slots:
+        """Slots of the judged streams that were used last, `count` at most."""
+        judged = np.flatnonzero(self.columns["judged"]).astype(np.int32)
+        if len(judged) <= count:
+            return judged
+        used = self.columns["used_poll"][judged]
+        return judged[np.argpartition(used, len(used) - count)[len(used) - count :]]
 
 
 def find_disorder(

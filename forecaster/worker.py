@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from forecaster.errors import BrokerUnavailable, TransactionAborted
 from forecaster.health import Health
+from forecaster.labels import Stage as Where
 from forecaster.log import event
 from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
@@ -79,6 +80,7 @@ class Observer(Protocol):
     def stepped(self, stage: Stage, outcome: Outcome) -> None: ...
     def committed(self, outcomes: Sequence[tuple[Stage, Outcome]], commit_seconds: float) -> None: ...
     def aborted(self, error: Exception) -> None: ...
+    def failed(self, where: Where, error: Exception) -> None: ...
     def moved(self, assigned: Sequence[TopicPartition], revoked: Sequence[TopicPartition], held: int) -> None: ...
     def restored(self, partition: TopicPartition, rows: int, seconds: float) -> None: ...
     def turned(self, pipelines: Iterable[Pipeline], lag: Mapping[TopicPartition, int]) -> None: ...
@@ -133,6 +135,7 @@ class Worker:
         self._restores: dict[TopicPartition, _Restore] = {}
         self._restored_rows: dict[TopicPartition, int] = {}
         self._failures = 0
+        self._where = Where.POLL
         self._swept_s = self._progressed_s = clock()
         self._without_s: float | None = None  # since when the group has had no partition for us
         self._standing_by = False
@@ -153,7 +156,9 @@ class Worker:
     def turn(self) -> bool:
         """One turn of the loop: at most one batch, committed whole. False when there was nothing to do."""
         # Before the poll: what it brings is in nobody's hands but ours, and reading states can fail.
+        self._where = Where.RESTORE
         self._restore()
+        self._where = Where.POLL
         poll = self._source.poll(0.0 if self._restores else self._poll_timeout_s)
         self._health.ok("broker")
         self._follow(poll)
@@ -204,6 +209,7 @@ class Worker:
         self._observer.committed(outcomes, seconds)
 
     def _process(self, records: Sequence[Record]) -> list[tuple[Stage, Outcome]]:
+        self._where = Where.STEP
         self._observer.polled(records)
         batches: dict[str, list[Record]] = {}
         for record in records:
@@ -221,6 +227,7 @@ class Worker:
 
     def _publish(self, records: Sequence[Record], outcomes: Sequence[tuple[Stage, Outcome]]) -> float:
         """Send and commit; how many seconds that took."""
+        self._where = Where.PUBLISH
         started_s = time.perf_counter()
         now_s = self._clock()
         outputs = [output for _, outcome in outcomes for output in outcome.outputs]
@@ -233,6 +240,7 @@ class Worker:
         if outputs or commits:
             self._sink.begin()
             self._sink.send(outputs)
+            self._where = Where.COMMIT
             self._sink.commit(commits)
         self._commits |= commits
         self._positions = positions
@@ -278,6 +286,7 @@ class Worker:
 
     def _back_off(self, error: Exception, stop: threading.Event) -> None:
         """Wait a little longer each time, never in step with other instances."""
+        self._observer.failed(self._where, error)
         self._failures += 1
         limit_s = min(BACK_OFF_MAX_S, BACK_OFF_MIN_S * 2.0 ** min(self._failures, 20))
         wait_s = random.uniform(limit_s / 2, limit_s)  # noqa: S311 - jitter, not a secret

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from forecaster import labels
 from forecaster.config import Config, build_config
 from forecaster.errors import BrokerUnavailable, TransactionAborted
 from forecaster.health import Health
@@ -145,6 +146,10 @@ class Watch:
     def aborted(self, error: Exception) -> None:
         """Keep the reason."""
         self.errors.append(error)
+
+    def failed(self, where: labels.Stage, error: Exception) -> None:
+        """Count."""
+        self.told[f"failed {where}"] += 1
 
     def moved(self, assigned: Sequence[TopicPartition], revoked: Sequence[TopicPartition], held: int) -> None:
         """Count."""

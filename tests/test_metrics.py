@@ -24,8 +24,11 @@ from forecaster.histogram import Buckets
 from forecaster.labels import Direction, Eviction, Outcome, Rebalance, Stage
 from forecaster.metrics import SCALED_ERROR_MAX, Metrics
 from forecaster.records import TopicPartition
+from forecaster.standing import Worst
+from forecaster.streams import StreamKey
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+EXAMPLE = {"stream": "AAPL", "topic": "ticks", "partition": "1", "offset": "41"}
 NOW_S = 1_700_000_000.0
 
 
@@ -91,16 +94,19 @@ def feed_everything(metrics: Metrics) -> None:
         {TopicPartition("ticks", 0): 4, TopicPartition("ticks", 1): 0},
         {TopicPartition("ticks", 0): int(NOW_S * 1_000) - 2_000},
     )
-    metrics.observe_step(seconds=0.002, records=3, rounds=2)
+    metrics.observe_step(seconds=0.002, records=3, rounds=2, example=EXAMPLE)
     metrics.set_traces("ticks", 6)
-    metrics.observe_event_delays([0.5, 1.5])
-    metrics.observe_commit(0.004, np.array([0.01, 0.02]))
+    metrics.observe_commit(0.004, EXAMPLE)
+    metrics.observe_answers(event_delay_s=[0.5, 1.5], end_to_end_s=[0.01, 0.02], name=lambda _: EXAMPLE)
     metrics.set_streams("ticks", held=5, held_max=100, size_bytes=4_000)
     metrics.count_evictions(Eviction.IDLE, 2)
     metrics.set_oldest_dirty(NOW_S - 3)
     metrics.observe_restore(1.5)
     metrics.observe_scores("ticks", Settled(column(1), column(2), column(1), column(2)))
     metrics.observe_directions("ticks", column(1, 0, math.nan))
+    metrics.set_experts("ticks", 3, {"last value": np.array([0.75]), "head": np.array([0.25])})
+    metrics.set_drifting("ticks", 1)
+    metrics.set_worst([Worst("ticks", StreamKey(TopicPartition("ticks", 1), 'A"\\\n'), 3.5)])
 
 
 def promtool(text: bytes) -> str:
@@ -360,12 +366,38 @@ def test_buckets_keep_out_what_would_spoil_the_sum() -> None:
 
 
 def test_no_stream_can_be_a_label(metrics: Metrics) -> None:
-    """Labels are few and known, and none of them names a stream."""
-    labels = {label for declared in metrics.declarations for label in declared.labels}
+    """Labels are few and known, and only the list of the worst streams names a stream."""
+    named = {declared.name for declared in metrics.declarations if "stream" in declared.labels}
+    assert named == {"forecaster_worst_stream_error_ratio"}
+    labels = {label for declared in metrics.declarations for label in declared.labels if declared.name not in named}
     assert labels == {
         "version", "python", "input", "model", "device", "kind", "topic", "partition", "horizon", "direction",
-        "reason", "stage", "outcome", "level",
+        "reason", "stage", "outcome", "level", "expert",
     }  # fmt: skip
+
+
+def test_latencies_name_a_record(metrics: Metrics) -> None:
+    """Each bucket that has counted names the newest record in it, as an OpenMetrics exemplar; an empty one none."""
+    feed_everything(metrics)
+    content, _ = metrics.exposition("application/openmetrics-text; version=1.0.0")
+    families = {f.name: f for f in text_string_to_metric_families(content.decode())}  # type: ignore[no-untyped-call]
+    for name in ("step_seconds", "commit_seconds", "end_to_end_seconds", "event_delay_seconds"):
+        buckets = [s for s in families[f"forecaster_{name}"].samples if s.name.endswith("_bucket")]
+        before = [0.0, *(bucket.value for bucket in buckets)]
+        for bucket, less in zip(buckets, before, strict=False):
+            assert (bucket.exemplar is not None) == (bucket.value > less)
+            if bucket.exemplar is not None:
+                assert bucket.exemplar.labels == EXAMPLE
+                assert bucket.exemplar.value <= float(bucket.labels["le"])
+
+
+def test_experts_of_several_inputs_are_a_mean_over_streams(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """An input with many streams weighs more than one with few."""
+    metrics.declare_input("more", topics=["more"], horizons=[5], quantiles=QUANTILES)
+    metrics.set_experts("ticks", 1, {"head": np.array([0.9])})
+    metrics.set_experts("more", 3, {"head": np.array([0.1])})
+    labels = {"expert": "head", "horizon": "5"}
+    assert registry.get_sample_value("forecaster_expert_weight", labels) == pytest.approx(0.3)
 
 
 def test_the_reference_is_up_to_date(metrics: Metrics) -> None:

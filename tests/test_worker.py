@@ -221,6 +221,7 @@ def test_run_waits_out_a_broker_and_drains_when_told() -> None:
     assert not thread.is_alive()
     assert answers(log).counts[0] == 30
     assert [type(error) for error in daemon.watch.errors] == [BrokerUnavailable, TransactionAborted]
+    assert daemon.watch.told["failed commit"] == 2
     assert log.offsets[P0].replay_offset == 30
 
 

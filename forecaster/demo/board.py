@@ -17,6 +17,7 @@ import numpy as np
 from forecaster.config import InputConfig
 from forecaster.coverage import central_levels, count_places
 from forecaster.evaluation import Evaluation, Tally
+from forecaster.labels import Stage as Where
 from forecaster.model.columns import StepOutputs
 from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
@@ -234,6 +235,9 @@ class _Beside:
     def aborted(self, error: Exception) -> None:
         self._observer.aborted(error)
         self._board.aborted()
+
+    def failed(self, where: Where, error: Exception) -> None:
+        self._observer.failed(where, error)
 
     def moved(self, assigned: Sequence[TopicPartition], revoked: Sequence[TopicPartition], held: int) -> None:
         self._observer.moved(assigned, revoked, held)

@@ -86,13 +86,17 @@ def learn(
 
 def mix(spec: NetworkSpec, fields: Fields, said: Tensor) -> Mixed:
     """Mix what the experts say [batch, D, H, E], changes in the target's units, by the losses in `fields`."""
+    weights, slopes = weigh(spec, fields["hedge/squares"], fields["hedge/slopes"])
+    return Mixed(tf.reduce_sum(weights * said, axis=-1), tf.reduce_sum(slopes * said, axis=-1), weights)
+
+
+def weigh(spec: NetworkSpec, squares: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """The experts' weights in the forecast and in the mix by slopes, both [..., H, E], by their losses so far."""
     prior = np.log([NAIVE_PRIOR] + [1.0] * (len(experts(spec)) - 1)).astype(np.float32)
     slower = (np.array(spec.horizons, np.float32) ** -RATE_POWER)[:, None]
-    squares = tf.nn.softmax(prior - SQUARES_RATE * slower * fields["hedge/squares"])
-    slopes = tf.nn.softmax(prior - SLOPES_RATE * slower * fields["hedge/slopes"])
-    by_slopes = tf.reduce_sum(slopes * said, axis=-1)
-    weights = 0.5 * (squares + slopes)
-    return Mixed(tf.reduce_sum(weights * said, axis=-1), by_slopes, weights)
+    by_squares = tf.nn.softmax(prior - SQUARES_RATE * slower * squares)
+    by_slopes = tf.nn.softmax(prior - SLOPES_RATE * slower * slopes)
+    return 0.5 * (by_squares + by_slopes), by_slopes
 
 
 def _memory(spec: NetworkSpec, nearest: float) -> NDArray[np.float32]:

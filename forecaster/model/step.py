@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecaster.errors import ModelMismatch
-from forecaster.model import network
+from forecaster.model import hedge, network
 from forecaster.model.columns import Scores, StepInputs, StepOutputs, pack, packed_columns
+from forecaster.model.geometry import experts
 from forecaster.model.layout import row_layout
 from forecaster.model.plan import Bucket, Call, buckets_for, plan
 from forecaster.model.registry import Model
@@ -124,6 +125,17 @@ class StepEngine:
         with tf.device(self.device_name):
             rows: NDArray[np.float32] = tf.gather(self._table, tf.constant(slots, tf.int32)).numpy()
         return rows
+
+    def expert_weights(self, slots: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+        """Each hedged expert's weight in the forecast by horizon [H], mean over these streams; a new one's for none."""
+        if not self.model.spec.hedge:
+            return {}
+        rows = self.read(slots) if len(slots) else self.layout.initial_row()[None]
+        losses = (self.layout.view(rows, "hedge/squares"), self.layout.view(rows, "hedge/slopes"))
+        with tf.device("/CPU:0"):
+            weights, _ = hedge.weigh(self.model.spec, *losses)
+        means = weights.numpy().mean(axis=(0, 1))
+        return {name: means[:, place] for place, name in enumerate(experts(self.model.spec))}
 
     def write(self, slots: NDArray[np.int32], rows: NDArray[np.float32]) -> None:
         """Overwrite the rows of `slots` [n] with `rows` [n, width].

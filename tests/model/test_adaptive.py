@@ -205,6 +205,17 @@ def test_a_damaged_row_recovers(engine: StepEngine) -> None:
     assert np.isfinite(rows(engine, 1)).all()
 
 
+def test_expert_weights_are_the_hedges(engine: StepEngine) -> None:
+    """They sum to one at each horizon; a new stream believes the last value most, and one with a season the others."""
+    new = engine.expert_weights(np.zeros(0, np.int32))
+    assert list(new) == ["last value", "season 6", "head", "readout"]
+    np.testing.assert_allclose(new["last value"], 5 / 8, rtol=1e-6)
+    play(engine, daily(600, 8, seed=3))
+    learned = engine.expert_weights(np.arange(8, dtype=np.int32))
+    np.testing.assert_allclose(sum(learned.values()), 1.0, rtol=1e-5)
+    assert (learned["last value"] < 0.1).all()
+
+
 @pytest.mark.parametrize("part", ["hedge", "calibration", "readout"])
 def test_each_part_can_be_left_out(part: str, spec: NetworkSpec) -> None:
     """Without one of its parts the step still answers with finite, ordered quantiles, in a narrower row."""
