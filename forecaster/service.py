@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import logging
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -244,14 +243,3 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER_OBJECTS)
-
-
-def stop_on_signals(stop: threading.Event) -> None:
-    """SIGTERM and SIGINT set `stop`; a second one ends the process at once, as it would have without us."""
-
-    def handle(number: int, _: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
