@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forecaster.errors import Fatal, ForecasterError
+from forecaster.log import clean
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Here, where a closed pipe can still be told from a bug; not at the interpreter's exit.
         sys.stdout.flush()
     except ForecasterError as error:
-        sys.stderr.write(f"forecaster: {error}\n")
+        sys.stderr.write(f"forecaster: {clean(str(error))}\n")
         return error.exit_code if isinstance(error, Fatal) else 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

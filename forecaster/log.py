@@ -26,6 +26,8 @@ ROOT = "forecaster"
 REPEAT_INTERVAL_S = 10.0
 # Different lines that are remembered for counting: some 1 kB each.
 REPEATS_MAX = 1_000
+# Of a token that is renewed every hour these are the last.
+ROTATED_MAX = 3
 
 # Libraries that say more than a daemon's log should carry; each level with its reason.
 LIBRARY_LEVELS = {
@@ -51,7 +53,9 @@ _FIELDS = "fields"
 _REPEAT_AS = "repeat_as"
 
 _secrets_lock = threading.Lock()
-_secrets: tuple[str, ...] = ()
+# By name, None for those that stay: each secret, and how it may be written.
+_secrets: dict[str | None, OrderedDict[str, tuple[str, ...]]] = {}
+_texts: tuple[str, ...] = ()
 
 
 def configure(
@@ -102,24 +106,39 @@ def event(
     logger.log(level, message, exc_info=exc_info, extra={_FIELDS: fields, _REPEAT_AS: repeat_as})
 
 
-def redact(secret: str) -> None:
-    """From now on write `***` wherever this text would be written, plain or as Python or a URL quotes it."""
-    global _secrets  # noqa: PLW0603 (a secret is the process's, like the log itself)
+def redact(secret: str, name: str | None = None) -> None:
+    """From now on write `***` wherever this text would be written, plain or as Python or a URL quotes it.
+
+    Args:
+        secret: the text.
+        name: of a secret that is replaced now and then, a token: only its newest few are remembered.
+    """
     if not secret:
         return
-    quoted = (
-        repr(secret)[1:-1],
-        repr(secret.encode())[2:-1],
-        urllib.parse.quote(secret),
-        urllib.parse.quote_plus(secret),
-    )
     with _secrets_lock:
-        # The longest first: a secret may be part of another.
-        _secrets = tuple(sorted({*_secrets, secret, *quoted}, key=len, reverse=True))
+        known = _secrets.setdefault(name, OrderedDict())
+        known[secret] = (
+            secret,
+            repr(secret)[1:-1],
+            repr(secret.encode())[2:-1],
+            urllib.parse.quote(secret),
+            urllib.parse.quote_plus(secret),
+        )
+        if name is not None and len(known) > ROTATED_MAX:
+            known.popitem(last=False)
+        _rebuild()
 
 
-def _clean(text: str) -> str:
-    for secret in _secrets:
+def _rebuild() -> None:
+    global _texts  # noqa: PLW0603 (a secret is the process's, like the log itself)
+    texts = {text for known in _secrets.values() for texts in known.values() for text in texts}
+    # The longest first: a secret may be part of another.
+    _texts = tuple(sorted(texts, key=len, reverse=True))
+
+
+def clean(text: str) -> str:
+    """The text with `***` for every secret."""
+    for secret in _texts:
         text = text.replace(secret, "***")
     return text
 
@@ -145,11 +164,11 @@ def _event_of(record: logging.LogRecord, formatter: logging.Formatter) -> _Event
             # Its tracebacks lead through a client that nobody here will debug; the error itself says enough.
             extra["error"] = repr(record.exc_info[1])
         else:
-            trace = _clean(formatter.formatException(record.exc_info))
+            trace = clean(formatter.formatException(record.exc_info))
     moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
     return _Event(
         time=moment.replace("+00:00", "Z"),
-        message=_clean(record.getMessage()),
+        message=clean(record.getMessage()),
         fields={key: _scalar(value) for key, value in extra.items()},
         trace=trace,
     )
@@ -158,13 +177,13 @@ def _event_of(record: logging.LogRecord, formatter: logging.Formatter) -> _Event
 def _scalar(value: object) -> str | int | float | bool | None:
     """Make a field's value something that both formats can write."""
     if isinstance(value, str):
-        return _clean(str(value))
+        return clean(str(value))
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         # Six digits: the log is for reading. JSON has no NaN and no infinity.
         return float(f"{value:.6g}") if math.isfinite(value) else str(value)
-    return _clean(str(value))
+    return clean(str(value))
 
 
 def _of_kafka(record: logging.LogRecord) -> bool:

@@ -23,7 +23,8 @@ LOGGER = logging.getLogger("forecaster.worker")
 @pytest.fixture(autouse=True)
 def _log_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put the process's log back as it was, its secrets too."""
-    monkeypatch.setattr(log, "_secrets", ())
+    monkeypatch.setattr(log, "_secrets", {})
+    monkeypatch.setattr(log, "_texts", ())
     root = logging.getLogger()
     before = list(root.handlers)
     levels = {name: logging.getLogger(name).level for name in ("", ROOT, *LIBRARY_LEVELS)}

@@ -12,6 +12,7 @@ import orjson
 
 from forecaster import log as logs
 from forecaster.config import Config, InputConfig, KafkaConfig, load_config
+from forecaster.credentials import ways
 from forecaster.errors import ForecasterError, InvalidConfig, ModelMismatch
 from forecaster.networks import trained_model
 from forecaster.routing import Routes
@@ -50,13 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(findings)
     else:
-        sys.stdout.writelines(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.text}\n" for finding in findings)
+        sys.stdout.writelines(_line(finding) for finding in findings)
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _line(finding: Finding) -> str:
+    return f"{'ok  ' if finding.ok else 'FAIL'}  {logs.clean(finding.text)}\n"
 
 
 def _print_json(findings: list[Finding]) -> None:
     document = {"ok": all(finding.ok for finding in findings), "findings": [each._asdict() for each in findings]}
-    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+    sys.stdout.write(logs.clean(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()) + "\n")
 
 
 def _names(config: Config) -> str:
@@ -69,15 +74,29 @@ def _local(config: Config) -> Iterator[Finding]:
     for each in config.inputs:
         yield _model(each)
     kafka = config.kafka
-    if kafka.security_protocol.startswith("SASL"):
-        given = bool(kafka.sasl_password)
-        missing = "no password: set [kafka] sasl_password_file or FORECASTER__KAFKA__SASL_PASSWORD"
-        yield Finding.fine(f"password for {kafka.sasl_username}") if given else Finding.wrong(missing)
+    yield from _secrets(config)
     for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         name = getattr(kafka, key)
         if name is not None:
             text = f"[kafka] {key}: {name}"
             yield Finding.fine(text) if Path(name).is_file() else Finding.wrong(f"{text} is no file")
+
+
+def _secrets(config: Config) -> Iterator[Finding]:
+    """The secrets that the config needs: each is there, and nothing more is said of it."""
+    kafka = config.kafka
+    needed = []
+    if kafka.security_protocol.startswith("SASL"):
+        oauth = "oauth_token" if kafka.oauth_token_url is None else "oauth_client_secret"
+        needed.append(("kafka", oauth if kafka.sasl_mechanism == "OAUTHBEARER" else "sasl_password"))
+    for section, key in needed:
+        try:
+            given = getattr(getattr(config, section), key) is not None
+        except InvalidConfig as error:
+            yield Finding.wrong(str(error))
+            continue
+        text = f"[{section}] {key}"
+        yield Finding.fine(f"{text}: ***") if given else Finding.wrong(f"{text} is missing: {ways(section, key)}")
 
 
 def _model(config: InputConfig) -> Finding:
@@ -99,8 +118,8 @@ def broker_findings(config: Config) -> list[Finding]:
     kafka = config.kafka
     try:
         inputs, rekeyed = input_topics(config), rekeyed_topics(config)
-        wrong = check_topics(kafka, inputs, rekeyed)
         topics = describe_topics(kafka, _all_topics(kafka, inputs, rekeyed))
+        wrong = check_topics(kafka, inputs, rekeyed)
     except ForecasterError as error:
         return [Finding.wrong(str(error))]
     fine = [name for name in topics if not any(f"topic {name} " in f"{text} " for text in wrong)]

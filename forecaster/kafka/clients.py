@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -15,8 +16,10 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.net.compat import KafkaNetClient
 from kafka.partitioner.default import murmur2
 
-from forecaster.errors import BrokerRefused, BrokerUnavailable
+from forecaster.credentials import ways
+from forecaster.errors import BrokerRefused, BrokerUnavailable, InvalidConfig
 from forecaster.kafka.failures import connecting, translated
+from forecaster.kafka.oauth import token_provider
 
 if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
@@ -174,11 +177,27 @@ def _built(config: KafkaConfig, kind: Any, **options: Any) -> Any:
 
 
 def _check_tls_files(config: KafkaConfig) -> None:
-    """Raises BrokerRefused: the client would try a file that is not there again and again, and call it a timeout."""
+    """Raises BrokerRefused: the client would try what cannot be read again and again, and call it a timeout."""
     for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         path = getattr(config, name)
         if path is not None and not os.access(path, os.R_OK):
             raise BrokerRefused(f"[kafka] {name}: cannot read {path}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if config.ssl_cafile is not None:
+            context.load_verify_locations(config.ssl_cafile)
+    except ssl.SSLError:
+        raise BrokerRefused(f"[kafka] ssl_cafile: no certificate in {config.ssl_cafile}") from None
+    try:
+        if config.ssl_certfile is not None:
+            context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile, config.ssl_key_password or "")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise BrokerRefused("[kafka] ssl_keyfile: is not the key of ssl_certfile") from None
+        raise BrokerRefused(
+            "[kafka] ssl_keyfile: no certificate in ssl_certfile, no key here, or another password than"
+            " ssl_key_password_file's"
+        ) from None
 
 
 def reach(config: KafkaConfig) -> None:
@@ -209,11 +228,28 @@ def _connection(config: KafkaConfig) -> dict[str, Any]:
         "ssl_certfile": config.ssl_certfile,
         "ssl_keyfile": config.ssl_keyfile,
     }
+    if config.ssl_keyfile is not None:
+        # Without one OpenSSL would ask the terminal.
+        options["ssl_password"] = config.ssl_key_password or ""
     if config.security_protocol.startswith("SASL"):
-        options["sasl_mechanism"] = config.sasl_mechanism
-        options["sasl_plain_username"] = config.sasl_username
-        options["sasl_plain_password"] = config.sasl_password
+        options |= _login(config)
     return options
+
+
+def _login(config: KafkaConfig) -> dict[str, Any]:
+    if config.sasl_mechanism == "OAUTHBEARER":
+        provider = token_provider(config)
+        # What is wrong with it is told here, as what it is.
+        provider.token()
+        return {"sasl_mechanism": config.sasl_mechanism, "sasl_oauth_token_provider": provider}
+    password = config.sasl_password
+    if password is None:
+        raise InvalidConfig(f"no password for {config.sasl_username}: {ways('kafka', 'sasl_password')}")
+    return {
+        "sasl_mechanism": config.sasl_mechanism,
+        "sasl_plain_username": config.sasl_username,
+        "sasl_plain_password": password,
+    }
 
 
 def _ms(seconds: float) -> int:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Where the client says why a connection failed.
 _CONNECTION_LOG = logging.getLogger("kafka.net")
+# Where it says what the broker has against a token; it goes up to the other.
+_OAUTH_LOG = logging.getLogger("kafka.net.sasl.oauth")
 
 _FENCED = (errors.ProducerFencedError, errors.InvalidProducerEpochError, errors.FencedInstanceIdError)
 
@@ -84,9 +86,10 @@ def connecting(config: KafkaConfig) -> Iterator[None]:
         BrokerUnavailable: nobody there, or no answer in time.
     """
     listener = _Listener()
-    level, propagate = _CONNECTION_LOG.level, _CONNECTION_LOG.propagate
+    level, oauth_level, propagate = _CONNECTION_LOG.level, _OAUTH_LOG.level, _CONNECTION_LOG.propagate
     # Its own handlers are left out meanwhile: the one line that we raise says it all.
     _CONNECTION_LOG.setLevel(logging.DEBUG)
+    _OAUTH_LOG.setLevel(logging.DEBUG)
     _CONNECTION_LOG.propagate = False
     _CONNECTION_LOG.addHandler(listener)
     try:
@@ -97,6 +100,7 @@ def connecting(config: KafkaConfig) -> Iterator[None]:
     finally:
         _CONNECTION_LOG.removeHandler(listener)
         _CONNECTION_LOG.setLevel(level)
+        _OAUTH_LOG.setLevel(oauth_level)
         _CONNECTION_LOG.propagate = propagate
 
 
@@ -118,6 +122,8 @@ class _Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         for argument in record.args if isinstance(record.args, tuple) else ():
+            if record.name == _OAUTH_LOG.name and isinstance(argument, str):
+                self.refusal = " ".join(argument.split())
             kind = type(argument).__name__
             if kind in ("SaslHandshakeRequest", "SaslAuthenticateRequest"):
                 self._login_sent = True
@@ -143,20 +149,27 @@ def _of_tls(reason: str) -> bool:
 
 
 def _cannot_connect(error: Exception, told: _Listener, config: KafkaConfig) -> ForecasterError:
-    refusal = _refusal(cause(error), config)
     where = f"{config.bootstrap_servers} ({config.security_protocol})"
-    if told.refusal:
-        return BrokerRefused(
-            f"{where} refused user {config.sasl_username}: {told.refusal}; check [kafka] sasl_username, its password"
-            f" and sasl_mechanism"
-        )
+    refusal = _refused_login(told, where, config) or _refusal(cause(error), config)
+    if not refusal and isinstance(error, OSError):
+        refusal = f"cannot read the TLS files for {where}: {_one_line(error)}; check [kafka] ssl_cafile"
+    if not refusal and "ALERT" in told.reason:
+        # It is the broker that says no to our certificate, or to having none.
+        refusal = f"{where} refused the daemon's certificate: {told.reason}; check [kafka] ssl_certfile"
+    if not refusal and _of_tls(told.reason):
+        refusal = f"no TLS with {where}: {told.reason}; check [kafka] security_protocol and ssl_cafile"
     if refusal:
         return BrokerRefused(refusal)
-    if isinstance(error, OSError):
-        return BrokerRefused(f"cannot read the TLS files for {where}: {_one_line(error)}; check [kafka] ssl_cafile")
-    if _of_tls(told.reason):
-        return BrokerRefused(f"no TLS with {where}: {told.reason}; check [kafka] security_protocol and ssl_cafile")
     return BrokerUnavailable(f"no answer from {where}" + (f": {told.reason}" if told.reason else ""))
+
+
+def _refused_login(told: _Listener, where: str, config: KafkaConfig) -> str | None:
+    if not told.refusal:
+        return None
+    if config.sasl_mechanism == "OAUTHBEARER":
+        return f"{where} refused the token: {told.refusal}; check where it is from, and for whom"
+    what = "check [kafka] sasl_username, its password and sasl_mechanism"
+    return f"{where} refused user {config.sasl_username}: {told.refusal}; {what}"
 
 
 def _refusal(error: Exception, config: KafkaConfig) -> str | None:

@@ -1,0 +1,274 @@
+"""Each way to a guarded broker, with the right secret and with a wrong one: it works, or it is one line and exit 1."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import urllib.parse
+import uuid
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guarded import SCRAM_USERS, Guarded, guarded_broker
+from kafka_witness import read_committed, values
+
+from forecaster import cli
+from forecaster.config import build_config
+from forecaster.kafka import read_range
+from forecaster.kafka.oauth import token_provider
+from forecaster.kafka.publishing import Publisher
+from forecaster.records import Output
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    # The client opens a socket for each try to connect and leaves a failed one to the garbage collector.
+    pytest.mark.filterwarnings(
+        "ignore:unclosed <(ssl.SSLS|s)ocket:ResourceWarning",
+        "ignore:Exception ignored in. <(ssl.SSLS|s)ocket:pytest.PytestUnraisableExceptionWarning",
+    ),
+]
+
+Section = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """One locked broker for this file."""
+    with guarded_broker(tmp_path_factory.mktemp("guarded")) as guarded:
+        yield guarded
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Sockets of failed tries are collected in the test that left them."""
+    yield
+    gc.collect()
+
+
+class TokenEndpoint(BaseHTTPRequestHandler):
+    """A provider's token endpoint for one client."""
+
+    server: Provider
+
+    def do_POST(self) -> None:
+        """A token for the right id and secret, 401 for others."""
+        form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        login = b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode()
+        self.server.asked.append(form)
+        right = login == "forecaster:client-8431-secret" and form["grant_type"] == ["client_credentials"]
+        answer = {"access_token": self.server.token(), "expires_in": 600} if right else {"error": "invalid_client"}
+        body = json.dumps(answer).encode()
+        self.send_response(200 if right else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class Provider(ThreadingHTTPServer):
+    """An identity provider on this machine."""
+
+    def __init__(self, token: Callable[[], str]) -> None:
+        super().__init__(("127.0.0.1", 0), TokenEndpoint)
+        self.token = token
+        self.asked: list[dict[str, list[str]]] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/token"
+
+
+@pytest.fixture
+def provider(guarded: Guarded) -> Iterator[Provider]:
+    """It gives alice's tokens."""
+    with Provider(lambda: guarded.identity.token("alice")) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(10)
+
+
+def secret(directory: Path, text: str) -> str:
+    """The path of a file with it."""
+    path = directory / f"secret-{uuid.uuid4().hex[:6]}"
+    path.write_text(text + "\n")
+    return str(path)
+
+
+def scram(guarded: Guarded, directory: Path, mechanism: str, password: str) -> Section:
+    """Alice logs in with a password."""
+    login = {"sasl_mechanism": mechanism, "sasl_username": "alice", "sasl_password_file": secret(directory, password)}
+    return guarded.kafka("SASL", **login)
+
+
+def bearer(guarded: Guarded, **changes: str) -> Section:
+    """A login with a token."""
+    return guarded.kafka("SASL", sasl_mechanism="OAUTHBEARER", **changes)
+
+
+def mtls(guarded: Guarded, certificate: Path, key: Path, **changes: str) -> Section:
+    """A certificate of one's own."""
+    return guarded.kafka("MTLS", ssl_certfile=str(certificate), ssl_keyfile=str(key), **changes)
+
+
+RIGHT: dict[str, Callable[[Guarded, Path, Provider], Section]] = {
+    "tls": lambda guarded, _directory, _provider: guarded.kafka("TLS"),
+    "mtls": lambda guarded, _directory, _provider: mtls(guarded, guarded.keys.certfile, guarded.keys.keyfile),
+    "mtls, a locked key": lambda guarded, directory, _provider: mtls(
+        guarded,
+        guarded.keys.certfile,
+        guarded.keys.locked_keyfile,
+        ssl_key_password_file=secret(directory, "open-8431-sesame"),
+    ),
+    "scram 256": lambda guarded, directory, _provider: scram(guarded, directory, "SCRAM-SHA-256", SCRAM_USERS["alice"]),
+    "scram 512": lambda guarded, directory, _provider: scram(guarded, directory, "SCRAM-SHA-512", SCRAM_USERS["alice"]),
+    "token file": lambda guarded, directory, _provider: bearer(
+        guarded, oauth_token_file=secret(directory, guarded.identity.token("alice"))
+    ),
+    "token endpoint": lambda guarded, directory, provider: bearer(
+        guarded,
+        oauth_token_url=provider.url,
+        oauth_client_id="forecaster",
+        oauth_client_secret_file=secret(directory, "client-8431-secret"),
+        oauth_scope="kafka",
+    ),
+}
+
+WRONG: dict[str, tuple[Callable[[Guarded, Path, Provider], Section], str]] = {
+    "tls, another authority": (
+        lambda guarded, _directory, _provider: guarded.kafka("TLS", ssl_cafile=str(guarded.keys.other_cafile)),
+        "no TLS with",
+    ),
+    "tls, another host's certificate": (
+        lambda guarded, _directory, _provider: guarded.kafka("ELSEWHERE"),
+        "no TLS with",
+    ),
+    "mtls, no certificate": (
+        lambda guarded, _directory, _provider: guarded.kafka("MTLS"),
+        "ssl_certfile",
+    ),
+    "mtls, a stranger's": (
+        lambda guarded, _directory, _provider: mtls(guarded, guarded.keys.other_certfile, guarded.keys.other_keyfile),
+        "ssl_certfile",
+    ),
+    "mtls, another's key": (
+        lambda guarded, _directory, _provider: mtls(guarded, guarded.keys.certfile, guarded.keys.other_keyfile),
+        "ssl_keyfile",
+    ),
+    "mtls, a locked key": (
+        lambda guarded, directory, _provider: mtls(
+            guarded,
+            guarded.keys.certfile,
+            guarded.keys.locked_keyfile,
+            ssl_key_password_file=secret(directory, "wrong-8431-word"),
+        ),
+        "another password",
+    ),
+    "scram 256": (
+        lambda guarded, directory, _provider: scram(guarded, directory, "SCRAM-SHA-256", "wrong-8431-word"),
+        "refused user alice",
+    ),
+    "scram 512": (
+        lambda guarded, directory, _provider: scram(guarded, directory, "SCRAM-SHA-512", "wrong-8431-word"),
+        "refused user alice",
+    ),
+    "token of a stranger": (
+        lambda guarded, directory, _provider: bearer(
+            guarded, oauth_token_file=secret(directory, type(guarded.identity)().token("alice"))
+        ),
+        "refused the token",
+    ),
+    "token that is over": (
+        lambda guarded, directory, _provider: bearer(
+            guarded, oauth_token_file=secret(directory, guarded.identity.token("alice", lifetime_s=-60))
+        ),
+        "refused the token",
+    ),
+    "token endpoint": (
+        lambda guarded, directory, provider: bearer(
+            guarded,
+            oauth_token_url=provider.url,
+            oauth_client_id="forecaster",
+            oauth_client_secret_file=secret(directory, "wrong-8431-word"),
+        ),
+        "refused client forecaster: 401",
+    ),
+}
+
+
+def written(directory: Path, kafka: Section, topic: str) -> Path:
+    """A config file with this [kafka] section."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in kafka.items()]
+    group = topic.replace("ticks", "group")
+    names = [f'{kind}_topic = "{group}-{kind}"' for kind in ("forecast", "signal", "dead_letter")]
+    text = ["[kafka]", f'group_id = "{group}"', *names, *lines, "[[inputs]]", 'name = "ticks"', f'topics = ["{topic}"]']
+    path = directory / "config.toml"
+    path.write_text("\n".join(text))
+    return path
+
+
+@pytest.mark.parametrize("way", RIGHT)
+def test_right_secret(
+    guarded: Guarded, provider: Provider, tmp_path: Path, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Topics are made and checked, a record is written and read back."""
+    kafka = RIGHT[way](guarded, tmp_path, provider)
+    topic = f"ticks-{uuid.uuid4().hex[:8]}"
+    config = str(written(tmp_path, kafka, topic))
+    assert cli.main(["topics", "create", "--config", config]) == 0
+    assert cli.main(["check", "--connect", "--config", config]) == 0, capsys.readouterr().out
+    section = build_config({"kafka": kafka, "inputs": [{"name": "a", "topics": [topic]}]}, "test").kafka
+    with closing(Publisher(section)) as publisher:
+        publisher.publish([Output(topic, 0, b"key", b"value", [])])
+    assert [record.value for batch in read_range(section, topic) for record in batch] == [b"value"]
+    assert values(read_committed(guarded.bootstrap_servers, topic)) == ["value"]
+
+
+@pytest.mark.parametrize("way", WRONG)
+def test_wrong_secret(
+    guarded: Guarded, provider: Provider, tmp_path: Path, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check` ends with 1 and one line that says what is wrong, not the secret."""
+    make, expected = WRONG[way]
+    config = str(written(tmp_path, make(guarded, tmp_path, provider), "ticks-none"))
+    assert cli.main(["check", "--connect", "--config", config]) == 1
+    told = capsys.readouterr()
+    wrong = [line for line in told.out.splitlines() if line.startswith("FAIL")]
+    assert len(wrong) == 1
+    assert expected in wrong[0]
+    assert "8431" not in told.out + told.err
+
+
+def test_the_daemon_ends_with_one_line(guarded: Guarded, provider: Provider, tmp_path: Path) -> None:
+    """`forecaster run` with a wrong password: exit 1, and the last line says what to mend."""
+    config = written(tmp_path, WRONG["scram 512"][0](guarded, tmp_path, provider), "ticks-none")
+    command = [sys.executable, "-m", "forecaster", "run", "--config", str(config), "--set", "http.listen=127.0.0.1:0"]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(r"^forecaster: .* refused user alice: .*check \[kafka\] sasl_username", done.stderr, re.MULTILINE)
+    assert "8431" not in done.stdout + done.stderr
+
+
+def test_a_token_is_shared_and_renewed(guarded: Guarded, provider: Provider, tmp_path: Path) -> None:
+    """All clients use one token; it is asked for again when most of its time is over."""
+    section = build_config(
+        {"kafka": RIGHT["token endpoint"](guarded, tmp_path, provider), "inputs": [{"name": "a", "topics": ["a"]}]}, "t"
+    ).kafka
+    first = token_provider(section)
+    assert first.token() == token_provider(section).token()
+    assert provider.asked == [{"grant_type": ["client_credentials"], "scope": ["kafka"]}]
+    first._renew_s = 0.0
+    first.token()
+    assert len(provider.asked) == 2
