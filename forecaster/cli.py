@@ -66,6 +66,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     check.add_argument("--connect", action="store_true", help="ask the broker too: topics, partitions, permissions")
     check.add_argument("--json", action="store_true", help="as one JSON document")
 
+    probe = _command(commands, "probe", "ask the daemon that runs here with this config how it is")
+    _add_config(probe)
+    probe.add_argument("what", choices=("livez", "readyz"), help="does it live, or is it ready")
+
     topics = _command(commands, "topics", "the topics that the config needs")
     actions = topics.add_subparsers(metavar="action", required=True)
     create = actions.add_parser("create", help="make those that are missing; what exists is left as it is")
@@ -88,6 +92,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     backtest = _command(commands, "backtest", "score networks row by row over a file, beside the last value")
     if word == "backtest":
         importlib.import_module("forecaster.commands.backtest").add_arguments(backtest)
+
+    feed = _command(commands, "feed", "play real series into the inputs ticks, sensors and agency, to try a deployment")
+    feed.set_defaults(module="forecaster.demo.feed")
+    _add_config(feed)
+    feed.add_argument("--speed", type=_positive, default=20.0, metavar="N", help="records per second (%(default)g)")
+    feed.add_argument("--once", action="store_true", help="end with the series instead of beginning again")
 
     demo = commands.add_parser("demo", help="a real Kafka, real series, the daemon, live in this terminal")
     demo.set_defaults(module="forecaster.demo")
@@ -175,6 +185,14 @@ def _count(text: str) -> int:
     return number
 
 
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0.0 < number < float("inf"):
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "positive number"
 _count.__name__ = "count"  # argparse: "invalid count value: '0'"
 
 
