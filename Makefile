@@ -37,6 +37,10 @@ types: .venv/synced ## mypy, strict
 unit: .venv/synced ## pytest, the integration tests on a real Kafka too
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-deploy
+test-deploy: .venv/synced ## the daemon among its neighbours: Prometheus, Alertmanager, dashboards, units, images
+	$(BIN)/python -m pytest -m deploy $(ARGS)
+
 .PHONY: try-wheel
 try-wheel: wheel ## the built wheel in an empty environment, away from the source tree
 	UV='$(UV)' .ci/try-wheel dist/*.whl

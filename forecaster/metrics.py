@@ -30,7 +30,17 @@ from forecaster.errors import Reason
 from forecaster.histogram import Buckets
 from forecaster.labels import Call, Direction, Eviction, Outcome, Place, Rebalance, Stage
 from forecaster.records import TopicPartition
-from forecaster.standing import DRIFT_ZSCORE, MEMBERS_MAX, STAY_S, Settled, Worst, input_zscores, scaled
+from forecaster.standing import (
+    DRIFT_ZSCORE,
+    MEMBERS_MAX,
+    STALE_INTERVALS,
+    STALE_MIN_S,
+    STAY_S,
+    Settled,
+    Worst,
+    input_zscores,
+    scaled,
+)
 from forecaster.streams import JUDGED_MEMORY
 
 # An error counts for at most this many of its stream's scales: a sensor that was stuck for a month and then jumps
@@ -106,8 +116,10 @@ class Metrics:
         self._oldest_dirty_s: float | None = None
         self._flushes = False
         self._inputs: dict[str, list[_Horizon]] = {}
+        self._levels: set[float] = set()
         self._experts: dict[str, _Experts] = {}
         self._drifting: dict[str, int] = {}
+        self._stale: dict[str, int] = {}
         self._worst: list[Worst] = []
         declare = Declarer(registry)
         self._declare_health(declare)
@@ -261,6 +273,12 @@ class Metrics:
             level=(),
             outcome=(),
         )
+        declare.read(
+            "interval_nominal_ratio",
+            "The share of observations that should fall inside the central interval of this level: the level itself.",
+            ("level",),
+            lambda: [((f"{level:g}",), level) for level in sorted(self._levels)],
+        )
         self._directions = declare.counter(
             "direction_outcomes_total",
             "Settled directions, up or down, that came true or did not.",
@@ -289,6 +307,13 @@ class Metrics:
             "found.",
             (),
             lambda: [((), sum(list(self._drifting.values())))],
+        )
+        declare.read(
+            "streams_stale",
+            f"Streams of the device table without a record for {STALE_INTERVALS:g} times their usual interval, and "
+            f"{STALE_MIN_S:g} seconds at least, as the last survey found.",
+            (),
+            lambda: [((), sum(list(self._stale.values())))],
         )
         declare.read(
             "worst_stream_error_ratio",
@@ -325,6 +350,7 @@ class Metrics:
         if signal_horizon is not None:
             for direction in Direction:
                 self._signals.labels(str(signal_horizon), direction)
+        self._levels |= {level.nominal for level in central_levels(quantiles)}
         self._inputs[name] = [self._horizon(horizon, quantiles) for horizon in horizons]
 
     def _horizon(self, steps: int, quantiles: Sequence[float]) -> _Horizon:
@@ -511,9 +537,9 @@ class Metrics:
 
     # Drift and the worst streams
 
-    def set_drifting(self, name: str, streams: int) -> None:
-        """Streams of input `name` whose inputs drift."""
-        self._drifting[name] = streams
+    def set_astray(self, name: str, *, drifting: int, stale: int) -> None:
+        """Streams of input `name` whose inputs drift, and those whose records have stopped."""
+        self._drifting[name], self._stale[name] = drifting, stale
 
     def set_worst(self, worst: list[Worst]) -> None:
         """The streams that are listed by name from the next scrape on."""

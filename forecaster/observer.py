@@ -19,7 +19,7 @@ from forecaster.model.step import StepEngine
 from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
 from forecaster.records import Record, TopicPartition
-from forecaster.standing import WorstStreams, drifting
+from forecaster.standing import WorstStreams, drifting, stale
 from forecaster.worker import Stage
 
 # How often all streams are looked over: a millisecond for 100,000 of them.
@@ -150,12 +150,14 @@ class MetricsObserver:
 
     def _survey(self, pipelines: Mapping[str, Pipeline]) -> None:
         """Look over all streams: what no single batch can say."""
+        now_s = time.time()
         for name, pipeline in pipelines.items():
             slots = pipeline.table.recently_used(EXPERTS_OF_STREAMS)
             self._metrics.set_experts(name, max(1, len(slots)), self._engines[name].expert_weights(slots))
-            self._metrics.set_drifting(name, drifting(pipeline.table))
+            table = pipeline.table
+            self._metrics.set_astray(name, drifting=drifting(table), stale=stale(table, now_s))
         tables = {name: pipeline.table for name, pipeline in pipelines.items()}
-        self._metrics.set_worst(self._worst.survey(tables, time.time()))
+        self._metrics.set_worst(self._worst.survey(tables, now_s))
 
 
 def _naming(outcome: Outcome) -> Callable[[int], dict[str, str]]:

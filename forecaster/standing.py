@@ -1,7 +1,7 @@
 """How each stream stands: how far its forecasts miss and how far its inputs stray, in units of its own scale.
 
 Each stream carries two running means in the stream table. A survey, every few seconds, looks over all of them: how
-many drift, and which are the worst.
+many drift or have gone stale, and which are the worst.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from forecaster.streams import Slots, StreamKey, StreamTable
+from forecaster.streams import Slots, StreamKey, StreamTable, usual_interval_s
 
 # A stream is judged once it has settled so many forecasts: before, its scale is not known well enough.
 JUDGED_MIN = 32
@@ -20,6 +20,10 @@ JUDGED_MIN = 32
 DRIFT_ZSCORE = 2.0
 # One value counts for at most this much of a stream's means: a lone spike is no drift.
 ZSCORE_MAX, ERROR_MAX = 8.0, 1_000.0
+# No record for so many of its usual intervals, and at least so long: a stream is stale.
+STALE_INTERVALS, STALE_MIN_S = 10.0, 60.0
+# Records from which on an interval is usual.
+INTERVALS_MIN = 8
 # Who is among the worst stays listed for so long: each name is a time series, and a crowd that takes turns would make
 # thousands of them.
 STAY_S = 600.0
@@ -106,6 +110,15 @@ def drifting(table: StreamTable) -> int:
     """Streams whose inputs have lately been far outside of what their own past made usual."""
     columns = table.columns
     return int(np.count_nonzero((columns["judged"] >= JUDGED_MIN) & (columns["zscore_abs"] > DRIFT_ZSCORE)))
+
+
+def stale(table: StreamTable, now_s: float) -> int:
+    """Streams that have had no record for far longer than usual: their source may be gone."""
+    columns = table.columns
+    usual_s = usual_interval_s(columns["count"], columns["first_s"], columns["newest_s"])
+    silent_s = now_s - columns["used_s"]
+    waited = silent_s > np.maximum(STALE_INTERVALS * usual_s, STALE_MIN_S)
+    return int(np.count_nonzero((columns["count"] >= INTERVALS_MIN) & waited))
 
 
 class WorstStreams:

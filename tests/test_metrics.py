@@ -105,7 +105,7 @@ def feed_everything(metrics: Metrics) -> None:
     metrics.observe_scores("ticks", Settled(column(1), column(2), column(1), column(2)))
     metrics.observe_directions("ticks", column(1, 0, math.nan))
     metrics.set_experts("ticks", 3, {"last value": np.array([0.75]), "head": np.array([0.25])})
-    metrics.set_drifting("ticks", 1)
+    metrics.set_astray("ticks", drifting=1, stale=2)
     metrics.set_worst([Worst("ticks", StreamKey(TopicPartition("ticks", 1), 'A"\\\n'), 3.5)])
 
 

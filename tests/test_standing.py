@@ -11,7 +11,7 @@ from daemon import feed as feed_log
 from numpy.typing import NDArray
 
 from forecaster.records import TopicPartition
-from forecaster.standing import JUDGED_MIN, MEMBERS_MAX, STAY_S, WorstStreams, drifting, judge
+from forecaster.standing import JUDGED_MIN, MEMBERS_MAX, STAY_S, WorstStreams, drifting, judge, stale
 from forecaster.streams import StreamKey, StreamTable
 
 HOME = TopicPartition("ticks", 0)
@@ -79,6 +79,15 @@ def test_a_stream_drifts_while_its_inputs_are_far_outside() -> None:
     assert drifting(table) == 1
     feed(table, [0], [0.8], 100)
     assert drifting(table) == 0
+
+
+def test_a_stream_is_stale_after_ten_of_its_intervals() -> None:
+    """One record an hour: fresh after nine hours of silence, stale after eleven; with few records nobody knows."""
+    table = table_of("hourly", "new")
+    for name, value in (("count", [25, 3]), ("first_s", [0, 0]), ("newest_s", [86_400, 60]), ("used_s", [1e6, 1e6])):
+        table.columns[name][:2] = value
+    assert stale(table, 1e6 + 9 * 3_600) == 0
+    assert stale(table, 1e6 + 11 * 3_600) == 1
 
 
 def test_the_worst_are_the_largest_errors_of_those_judged() -> None:
