@@ -196,6 +196,8 @@ def _check(config: Config, source: str) -> None:
         )
     for place, what in _insecure(kafka):
         raise refuse(f"[kafka] {place}", what)
+    if (config.http.ssl_certfile is None) != (config.http.ssl_keyfile is None):
+        raise refuse("[http] ssl_certfile", "goes together with ssl_keyfile")
     if config.streams.capacity < kafka.poll_records_max:
         # A poll may bring a record of so many streams, and each of them needs a slot at the same time.
         expected = f"expected at least kafka.poll_records_max ({kafka.poll_records_max})"

@@ -260,9 +260,31 @@ class HttpConfig(Section, frozen=True):
     """The server of /metrics, /livez and /readyz."""
 
     listen: Annotated[str, Meta(pattern=r"^.+:\d{1,5}$")] = "127.0.0.1:9108"
-    """`host:port`, or `[::1]:port`."""
+    """`host:port`, or `[::1]:port`. Beyond this machine it needs TLS and a login."""
+    ssl_certfile: str | None = None
+    """PEM file of its certificate and what that is signed by: HTTPS, and nothing else."""
+    ssl_keyfile: str | None = None
+    """PEM file of its private key, which has no password."""
+    username: str | None = None
+    """Who may ask, with a password. Without a login the probes tell their status only."""
+    password_file: str | None = None
+    """File of the password."""
+    bearer_token_file: str | None = None
+    """File of a token that may ask too, as `Authorization: Bearer`."""
     worst_streams: Annotated[int, Meta(ge=0, le=100)] = 10
     """How many streams /metrics names, those with the largest errors; 0 = none."""
+    unprotected: bool = False
+    """Other machines may come without TLS or without a login: something else keeps strangers out."""
+
+    @property
+    def password(self) -> str | None:
+        """Of the user."""
+        return read_secret("http", "password", self.password_file)
+
+    @property
+    def bearer_token(self) -> str | None:
+        """The token."""
+        return read_secret("http", "bearer_token", self.bearer_token_file)
 
 
 class LogConfig(Section, frozen=True):

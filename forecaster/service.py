@@ -181,7 +181,7 @@ def run(
     declare_metrics(metrics, config)
     with ExitStack() as stack:
         stack.enter_context(Supervisor(health, stop))
-        server = stack.enter_context(WebServer(config.http.listen, health, metrics.exposition))
+        server = stack.enter_context(WebServer(config.http, health, metrics.exposition))
         if started is not None:
             started(server.url, health)
         event(log, "listening", http=server.url)

@@ -2,32 +2,38 @@
 
 It must not be able to harm the daemon. So everything a client can make it hold is
 bounded: connections, the size of a request's head, the time to send it, the time to
-take the answer. uvicorn limits only how many requests run at once; a connection that never
-finishes its request would stay for ever, and a few dozen of them would shut out
-Prometheus. Here such a connection has a deadline, and when there are too many the
-one that has been dawdling longest makes room for the newcomer.
+take the answer, the requests of a second (guard.py). uvicorn limits only how many
+requests run at once; a connection that never finishes its request would stay for ever,
+and a few dozen of them would shut out Prometheus. Here such a connection has a
+deadline, and when there are too many the one that has been dawdling longest makes room
+for the newcomer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from forecaster.errors import Fatal, InvalidConfig
+from forecaster.config import HttpConfig
+from forecaster.errors import Fatal
+from forecaster.guard import Address, Guard, Rate, invalid_listen, parse_listen
 from forecaster.health import Health
 
 # Prometheus, two probes and some people need fewer than ten.
@@ -46,50 +52,24 @@ STOP_TIMEOUT_S = 3.0
 # The text of all metrics and its content type, for an Accept header.
 Exposition = Callable[[str], tuple[bytes, str]]
 
-_PORT_MAX = 65_535
+_PROBES = ("/livez", "/readyz")
 _PATHS = {
     "/metrics": "every metric, for Prometheus",
     "/livez": "whether the process works: 200, or 503 when it should be restarted",
     "/readyz": "whether each check passes: 200, or 503 with what is missing",
 }
 # Answers are of this moment, and are what their type says.
-_HEADERS = [("cache-control", "no-store"), ("x-content-type-options", "nosniff")]
+_HEADERS = [
+    ("cache-control", "no-store"),
+    ("x-content-type-options", "nosniff"),
+    ("content-security-policy", "default-src 'none'"),
+]
+# Beside those that talk: accepted, and not yet past TLS's handshake.
+HANDSHAKES_MAX = 64
 
 
-class Address(NamedTuple):
-    """Where to listen, or where it listens."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-
-def parse_listen(listen: str) -> Address:
-    """Read `host:port` or `[::1]:port`.
-
-    Raises:
-        InvalidConfig: it is neither.
-    """
-    host, colon, port = listen.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    plain = host[1:-1] if bracketed else host
-    # isdecimal alone would take Arabic digits, and int() takes "1_0" and " 1".
-    if not (colon and plain and port.isascii() and port.isdecimal() and int(port) <= _PORT_MAX):
-        raise _invalid(listen, "expected host:port, 0 for any free port")
-    if bracketed != (":" in plain):
-        raise _invalid(listen, "expected an IPv6 address in brackets")
-    return Address(plain, int(port))
-
-
-def _invalid(listen: str, detail: str) -> InvalidConfig:
-    return InvalidConfig(f"[http] listen: {detail}, got {listen!r}")
-
-
-def create_app(health: Health, exposition: Exposition) -> Starlette:
-    """Make the ASGI application: `/`, `/metrics`, `/livez`, `/readyz`."""
+def create_app(health: Health, exposition: Exposition, guard: Guard) -> ASGIApp:
+    """Make the ASGI application: `/`, `/metrics`, `/livez`, `/readyz`; the guard stands before it."""
     # async, so that they run in the server's one thread: a pool of forty would fight the worker for the interpreter.
 
     async def index(_: Request) -> Response:
@@ -101,43 +81,68 @@ def create_app(health: Health, exposition: Exposition) -> Starlette:
         # In headers, because starlette would add a charset of its own to a media type.
         return Response(content, headers={"content-type": content_type})
 
-    async def livez(_: Request) -> Response:
+    async def livez(request: Request) -> Response:
         stalled = health.stalled()
-        return JSONResponse({"alive": stalled is None, "doing": stalled or health.doing}, 503 if stalled else 200)
+        told = {"doing": stalled or health.doing} if _may_know(request) else {}
+        return JSONResponse({"alive": stalled is None} | told, 503 if stalled else 200)
 
-    async def readyz(_: Request) -> Response:
+    async def readyz(request: Request) -> Response:
         checks = health.checks()
         ready = not any(checks.values())
-        answer = {"ready": ready, "checks": {name: why or "ok" for name, why in checks.items()}}
-        return JSONResponse(answer, 200 if ready else 503)
+        told = {"checks": {name: why or "ok" for name, why in checks.items()}} if _may_know(request) else {}
+        return JSONResponse({"ready": ready} | told, 200 if ready else 503)
+
+    def _may_know(request: Request) -> bool:
+        return guard.admits(request.headers.get("authorization", "").encode("latin-1"))
 
     routes = [Route("/", index), Route("/metrics", metrics), Route("/livez", livez), Route("/readyz", readyz)]
     app = Starlette(routes=routes)
     # Its redirect would go to whatever host the request's header names.
     app.router.redirect_slashes = False
-    return app
+    return _guarded(app, guard)
+
+
+def _guarded(app: ASGIApp, guard: Guard) -> ASGIApp:
+    """Only so many requests, and without a login only the probes: an orchestrator has none to give."""
+    rate = Rate()
+
+    async def admit(scope: Scope, receive: Receive, send: Send) -> None:
+        probe = scope["path"] in _PROBES
+        client = scope["client"]
+        refusal = None
+        # Probes are counted by themselves: who asks too much for /metrics must not have the daemon restarted.
+        if not rate.admits((client[0] if client else None, probe)):
+            refusal = Response(status_code=429, headers={"retry-after": "1", "connection": "close"})
+        elif not probe and not guard.admits(dict(scope["headers"]).get(b"authorization", b"")):
+            refusal = Response(status_code=401, headers={"www-authenticate": guard.challenge})
+        await (refusal or app)(scope, receive, send)
+
+    return admit
 
 
 class WebServer:
     """The HTTP server, in a daemon thread between `start` and `stop`. Signal handlers stay as they are.
 
     Args:
-        listen: `host:port`; port 0 takes any free one, see `address`.
+        config: the [http] section; port 0 takes any free one, see `address`.
         health: what the probes read.
         exposition: what `/metrics` answers.
 
     Raises:
-        InvalidConfig: `listen` is no address.
+        InvalidConfig: `listen` is no address, or it would be open to other machines; a secret cannot be read.
     """
 
-    def __init__(self, listen: str, health: Health, exposition: Exposition) -> None:
+    def __init__(self, config: HttpConfig, health: Health, exposition: Exposition) -> None:
         # Where it is meant to listen, and from `start` on where it does.
-        self.address = parse_listen(listen)
+        self.address = parse_listen(config.listen)
+        self.guard = Guard(config, self.address.host)
         self._thread: threading.Thread | None = None
+        self._waiting = _Waiting()
+        tls = self.guard.tls
         self._server = uvicorn.Server(
             uvicorn.Config(
-                create_app(health, exposition),
-                http=_BoundedProtocol,
+                create_app(health, exposition, self.guard),
+                http=cast("type[H11Protocol]", partial(_BoundedProtocol, waiting=self._waiting)),
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
@@ -153,13 +158,14 @@ class WebServer:
                 h11_max_incomplete_event_size=REQUEST_HEAD_BYTES_MAX,
                 timeout_keep_alive=REQUEST_TIMEOUT_S,
                 timeout_graceful_shutdown=1,
+                ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             )
         )
 
     @property
     def url(self) -> str:
         """The index page's address."""
-        return f"http://{self.address}/"
+        return f"http{'s' if self.guard.tls else ''}://{self.address}/"
 
     def start(self) -> None:
         """Bind and serve; returns when requests are answered.
@@ -200,12 +206,45 @@ class WebServer:
     def _bind(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET
         try:
-            return socket.create_server(self.address, family=family, backlog=BACKLOG)
+            bound = socket.create_server(self.address, family=family, backlog=BACKLOG)
+            return _Listener(bound, self._waiting)
         except socket.gaierror as error:
-            raise _invalid(str(self.address), f"cannot find this host ({error.strerror})") from error
+            raise invalid_listen(str(self.address), f"cannot find this host ({error.strerror})") from error
         except OSError as error:
             why = os.strerror(error.errno or 0).lower()
-            raise _invalid(str(self.address), f"cannot listen here ({why})") from error
+            raise invalid_listen(str(self.address), f"cannot listen here ({why})") from error
+
+
+class _Waiting:
+    """Connections that were accepted and do not talk yet: asyncio counts them nowhere while TLS shakes hands."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[int, socket.socket] = {}
+
+    def add(self, accepted: socket.socket) -> None:
+        """One more; where there are too many the one that has been at it longest goes."""
+        self._sockets = {number: each for number, each in self._sockets.items() if each.fileno() == number}
+        self._sockets[accepted.fileno()] = accepted
+        if len(self._sockets) > HANDSHAKES_MAX:
+            with contextlib.suppress(OSError):
+                self._sockets.pop(next(iter(self._sockets))).shutdown(socket.SHUT_RDWR)
+
+    def remove(self, number: int) -> None:
+        """It talks now, and has its deadline; `number` is its descriptor."""
+        self._sockets.pop(number, None)
+
+
+class _Listener(socket.socket):
+    """The listening socket; the event loop takes what it accepts."""
+
+    def __init__(self, bound: socket.socket, waiting: _Waiting) -> None:
+        super().__init__(fileno=bound.detach())
+        self._waiting = waiting
+
+    def accept(self) -> tuple[socket.socket, object]:
+        accepted, address = super().accept()
+        self._waiting.add(accepted)
+        return accepted, address
 
 
 class _BoundedProtocol(H11Protocol):
@@ -215,7 +254,12 @@ class _BoundedProtocol(H11Protocol):
     answering = False
     waiting_since_s = 0.0
 
+    def __init__(self, *args: Any, waiting: _Waiting, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._waiting = waiting
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._waiting.remove(transport.get_extra_info("socket").fileno())
         super().connection_made(transport)
         self._await_request()
         if len(self.connections) > CONNECTIONS_MAX:

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from forecaster import web
+from forecaster.config import HttpConfig
 from forecaster.errors import InvalidConfig
+from forecaster.guard import Address, parse_listen
 from forecaster.health import Health
 from forecaster.metrics import Metrics
-from forecaster.web import CONNECTIONS_MAX, REQUEST_HEAD_BYTES_MAX, Address, WebServer, parse_listen
+from forecaster.web import CONNECTIONS_MAX, REQUEST_HEAD_BYTES_MAX, WebServer
 
 TIMEOUT_S = 10.0
 
@@ -35,7 +37,7 @@ def server(health: Health) -> Iterator[WebServer]:
     """The server on a free port, with the real metrics."""
     metrics = Metrics()
     metrics.ready_when(lambda: health.ready)
-    with WebServer("127.0.0.1:0", health, metrics.exposition) as server:
+    with WebServer(HttpConfig(listen="127.0.0.1:0"), health, metrics.exposition) as server:
         yield server
 
 
@@ -99,7 +101,7 @@ def test_readyz_flips_and_says_why(server: WebServer, health: Health) -> None:
 def test_livez_fails_only_when_the_loop_hangs() -> None:
     """Without progress it is 503, and within a declared wait it is 200 and says what for."""
     health = Health(stall_s=0.0)
-    with WebServer("127.0.0.1:0", health, lambda _: (b"", "text/plain")) as server:
+    with WebServer(HttpConfig(listen="127.0.0.1:0"), health, lambda _: (b"", "text/plain")) as server:
         status, body, _ = get(server, "/livez")
         assert status == 503
         assert json.loads(body) == {"alive": False, "doing": "no progress for 0 s"}
@@ -130,7 +132,7 @@ def test_head_has_no_body(server: WebServer) -> None:
 
 def test_a_port_in_use_is_one_clear_line(server: WebServer, health: Health) -> None:
     """The second server on a port does not start, and says which key of the config to mend."""
-    second = WebServer(str(server.address), health, lambda _: (b"", "text/plain"))
+    second = WebServer(HttpConfig(listen=str(server.address)), health, lambda _: (b"", "text/plain"))
     with pytest.raises(InvalidConfig) as refusal:
         second.start()
     assert str(refusal.value) == f"[http] listen: cannot listen here (address already in use), got '{server.address}'"
@@ -140,7 +142,7 @@ def test_a_port_in_use_is_one_clear_line(server: WebServer, health: Health) -> N
 def test_a_host_that_is_not_here_is_one_clear_line(health: Health) -> None:
     """An address of another machine is refused in one line."""
     with pytest.raises(InvalidConfig, match=r"^\[http\] listen: cannot listen here \(.*\), got '192\.0\.2\.1:0'$"):
-        WebServer("192.0.2.1:0", health, lambda _: (b"", "text/plain")).start()
+        WebServer(HttpConfig(listen="192.0.2.1:0", unprotected=True), health, lambda _: (b"", "text/plain")).start()
 
 
 @pytest.mark.parametrize(
@@ -164,16 +166,16 @@ def test_what_is_no_address_is_refused(listen: str) -> None:
 
 def test_a_port_is_free_again_after_stop(health: Health) -> None:
     """A restart on the same port works at once, though a connection was just served."""
-    with WebServer("127.0.0.1:0", health, lambda _: (b"", "text/plain")) as first:
+    with WebServer(HttpConfig(listen="127.0.0.1:0"), health, lambda _: (b"", "text/plain")) as first:
         get(first, "/livez")
-    with WebServer(str(first.address), health, lambda _: (b"", "text/plain")) as second:
+    with WebServer(HttpConfig(listen=str(first.address)), health, lambda _: (b"", "text/plain")) as second:
         assert get(second, "/livez")[0] == 200
 
 
 def test_stop_is_bounded_and_leaves_no_thread(health: Health) -> None:
     """With half-sent requests open, stop takes seconds at most, and twice is fine."""
     threads = threading.active_count()
-    server = WebServer("127.0.0.1:0", health, lambda _: (b"", "text/plain"))
+    server = WebServer(HttpConfig(listen="127.0.0.1:0"), health, lambda _: (b"", "text/plain"))
     server.start()
     with contextlib.ExitStack() as stack:
         for _ in range(5):
@@ -188,7 +190,7 @@ def test_stop_is_bounded_and_leaves_no_thread(health: Health) -> None:
 def test_signal_handlers_are_untouched(health: Health) -> None:
     """SIGTERM and SIGINT stay the daemon's own while the server runs."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with WebServer("127.0.0.1:0", health, lambda _: (b"", "text/plain")):
+    with WebServer(HttpConfig(listen="127.0.0.1:0"), health, lambda _: (b"", "text/plain")):
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -225,7 +227,7 @@ def test_a_client_that_does_not_read_is_cut_off(health: Health, monkeypatch: pyt
     """An answer that nobody takes is given up after its time."""
     monkeypatch.setattr(web, "RESPONSE_TIMEOUT_S", 0.5)
     with (
-        WebServer("127.0.0.1:0", health, lambda _: (b"x" * 50_000_000, "text/plain")) as server,
+        WebServer(HttpConfig(listen="127.0.0.1:0"), health, lambda _: (b"x" * 50_000_000, "text/plain")) as server,
         connect(server) as slow,
     ):
         slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import orjson
 
 from forecaster import log as logs
-from forecaster.config import Config, InputConfig, KafkaConfig, load_config
+from forecaster.config import Config, HttpConfig, InputConfig, KafkaConfig, load_config
 from forecaster.credentials import ways
 from forecaster.errors import ForecasterError, InvalidConfig, ModelMismatch
+from forecaster.guard import Guard, parse_listen
 from forecaster.networks import trained_model
 from forecaster.routing import Routes
 
@@ -75,11 +76,21 @@ def _local(config: Config) -> Iterator[Finding]:
         yield _model(each)
     kafka = config.kafka
     yield from _secrets(config)
+    yield _http(config.http)
     for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         name = getattr(kafka, key)
         if name is not None:
             text = f"[kafka] {key}: {name}"
             yield Finding.fine(text) if Path(name).is_file() else Finding.wrong(f"{text} is no file")
+
+
+def _http(config: HttpConfig) -> Finding:
+    try:
+        guard = Guard(config, parse_listen(config.listen).host)
+    except InvalidConfig as error:
+        return Finding.wrong(str(error))
+    login = "a login" if guard.asks else "no login"
+    return Finding.fine(f"[http] listen: {config.listen}, {'TLS' if guard.tls else 'no TLS'}, {login}")
 
 
 def _secrets(config: Config) -> Iterator[Finding]:
