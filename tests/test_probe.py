@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from forecaster.cli import main
+from forecaster.config import HttpConfig
 from forecaster.health import Health
 from forecaster.web import WebServer
 
@@ -31,7 +33,7 @@ def health() -> Health:
 def config(health: Health, tmp_path: Path) -> Iterator[str]:
     """The config of a daemon that listens on every address."""
     path = tmp_path / "config.toml"
-    with WebServer("127.0.0.1:0", health, lambda _: (b"", "text/plain")) as server:
+    with WebServer(HttpConfig(listen="127.0.0.1:0"), health, lambda _: (b"", "text/plain")) as server:
         path.write_text(CONFIG.format(listen=f"0.0.0.0:{server.address.port}"))
         yield str(path)
 
@@ -46,6 +48,25 @@ def test_probe_tells_alive_from_ready(health: Health, config: str, capsys: pytes
     )
     health.ok("broker")
     assert (main(["probe", "readyz", "--config", config]), capsys.readouterr().out) == (0, "ready\n")
+
+
+def test_probe_of_a_locked_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Over TLS and without a login it learns the status, which is what it is for."""
+    leaf = trustme.CA().issue_cert("elsewhere.test")
+    files = {name: tmp_path / name for name in ("certificate", "key", "token")}
+    leaf.cert_chain_pems[0].write_to_path(str(files["certificate"]))
+    leaf.private_key_pem.write_to_path(str(files["key"]))
+    files["token"].write_text("token-8431-text")
+    names = ("ssl_certfile", "ssl_keyfile", "bearer_token_file")
+    locked = dict(zip(names, map(str, files.values()), strict=True))
+    health = Health(["broker"], stall_s=1_000.0)
+    with WebServer(HttpConfig(listen="127.0.0.1:0", **locked), health, lambda _: (b"", "text/plain")) as server:
+        flags = [word for name, path in locked.items() for word in ("--set", f"http.{name}={path}")]
+        path = tmp_path / "config.toml"
+        path.write_text(CONFIG.format(listen=f"127.0.0.1:{server.address.port}"))
+        probe = ["--config", str(path), *flags]
+        assert (main(["probe", "livez", *probe]), capsys.readouterr().out) == (0, "alive\n")
+        assert (main(["probe", "readyz", *probe]), capsys.readouterr().out) == (1, "not ready\n")
 
 
 def test_probe_of_nobody_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
