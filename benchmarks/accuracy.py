@@ -16,7 +16,7 @@ import common
 import msgspec
 import numpy as np
 
-from forecaster.backtest import held_out
+from forecaster.prequential import held_out
 from forecaster.config import InputConfig, NetworkConfig, TrainingConfig
 from forecaster.demo import samples
 from forecaster.evaluation import Tally

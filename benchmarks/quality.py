@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from forecaster.model.columns import StreamHistory
 from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
 from forecaster.model.spec import NetworkSpec
 from forecaster.model.training import TrainOptions, scale_priors, train
-from forecaster.prequential import Rows, Score, Series, last_value, play, table
+from forecaster.rivals import NAIVE, naive
+from forecaster.backtest import Rows, Score, Series, play_model, play_points, table, train_deviation
 
 PATHS = (1, 24, 48)
 NAN = float("nan")
@@ -115,12 +115,17 @@ def run(name: str, arguments: argparse.Namespace) -> list[Score]:
     started = time.perf_counter()
     model = fit(spec, series, rows.train, untrained=arguments.untrained)
     trained_s = time.perf_counter() - started
-    played = play(model, series, "cpu")
+    played = play_model(model, series, "cpu")
     steps = series.values.size / played.seconds
     note = f"{name}: trained {trained_s:.0f} s, {steps:,.0f} steps/s, {played.row_bytes / 1000:.1f} kB a stream"
     print(note, file=sys.stderr, flush=True)
     paths = [path for path in PATHS if path in horizons]
-    return table("forecaster", model, series, rows, played, paths) + last_value(model, series, rows, played, paths)
+    last = play_points(series, horizons, naive(series, rows, horizons, 1), seconds=0.0)
+    deviation = train_deviation(series, rows)
+    return [
+        *table("forecaster", series, rows, played, paths, deviation),
+        *table(NAIVE, series, rows, last, paths, deviation),
+    ]
 
 
 def spec_for(seasons: tuple[int, ...], horizons: tuple[int, ...], arguments: argparse.Namespace) -> NetworkSpec:
@@ -142,10 +147,7 @@ def spec_for(seasons: tuple[int, ...], horizons: tuple[int, ...], arguments: arg
 
 def fit(spec: NetworkSpec, series: Series, rows: int, *, untrained: bool) -> Model:
     """The shared weights, from the train rows of all series."""
-    histories = [
-        StreamHistory(name, series.time_s[:rows], series.values[:rows, [place]], np.zeros((rows, 0), np.float32))
-        for place, name in enumerate(series.names)
-    ]
+    histories = series.streams(rows)
     if untrained:
         return Model(spec=spec, weights=initial_weights(spec, 0) | scale_priors(histories), version="untrained")
     return train(spec, histories, OPTIONS)[0]
@@ -198,7 +200,7 @@ def show(name: str, scores: list[Score]) -> None:
         if single is None:
             continue
         ours = ours or single
-        last = found.get(("last value", horizon, "path")) or found["last value", horizon, "step"]
+        last = found.get((NAIVE, horizon, "path")) or found[NAIVE, horizon, "step"]
         goal, stretch = each.goal[place], each.stretch[place]
         if each.log == "log":
             goal, stretch = 1.01 * last.mse, last.mse

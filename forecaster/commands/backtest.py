@@ -1,7 +1,7 @@
 """`forecaster backtest`: series from a file, forecast row by row as they would have come, and scored.
 
-Each target is a stream of its own. The shared weights are fitted on the train rows
-alone; everything after them is forecast first and learned from afterwards.
+The shared weights are fitted on the train rows alone; everything after them is forecast
+first and learned from afterwards.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import argparse
 import csv
 import datetime as dt
 import gzip
+import importlib.util
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,9 +22,11 @@ from numpy.typing import NDArray
 
 from forecaster.errors import Fatal, InvalidHistory
 from forecaster.model.spec import NetworkSpec
+from forecaster.rivals import NAIVE, RIVALS, SEASONAL
 
 if TYPE_CHECKING:
-    from forecaster.prequential import Score
+    from forecaster.backtest import Played, Rows, Score, Series
+    from forecaster.model.registry import Model
 
 CELLS = ("lstm", "gru", "rnn", "feedforward")
 COLUMNS = ("model", "target", "horizon", "scope", "count", "mse", "mae", "mase", "pinball", "coverage80")
@@ -39,73 +43,147 @@ class Columns(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
+    every = ", ".join((*CELLS, *RIVALS))
     parser.add_argument("file", type=Path, metavar="FILE", help="CSV, plain or .gz, one row for each time")
     parser.add_argument("--time", metavar="COLUMN", help="ISO 8601, or seconds since the epoch (the first column)")
-    parser.add_argument("--targets", metavar="A,B,C", help="columns to forecast, one stream each (all but the time)")
+    parser.add_argument("--targets", metavar="A,B,C", help="columns to forecast (all but the time)")
+    parser.add_argument("--together", action="store_true", help="as one stream of many targets; else one stream each")
     parser.add_argument("--train-rows", type=_share, default=0.25, metavar="N", help="rows or part (%(default)s)")
     parser.add_argument("--score-from", type=_share, metavar="N", help="first scored row (after the train rows)")
     parser.add_argument("--score-to", type=_share, default=1.0, metavar="N", help="where scoring ends, exclusive")
     parser.add_argument("--horizons", default="1", metavar="1,24|1..48", help="rows ahead (%(default)s)")
-    parser.add_argument("--seasons", default="", metavar="24,168", help="season lengths in rows")
-    parser.add_argument("--models", default="lstm", metavar="A,B", help=f"of {', '.join(CELLS)} (%(default)s)")
+    parser.add_argument("--seasons", default="auto", metavar="24,168", help="in rows (auto: found in the train rows)")
+    parser.add_argument("--models", metavar="A,B", help=f"of {every} (the cells, {NAIVE} and {SEASONAL})")
     parser.add_argument("--units", type=int, default=64, help="hidden units (%(default)s)")
     parser.add_argument("--memory", type=int, default=96, help="features made of memory, at most (%(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="gradient steps; 0: shared weights that learned nothing")
     change = parser.add_mutually_exclusive_group()
     change.add_argument("--log", action="store_const", dest="change", const=np.log, help="of the values, first")
     change.add_argument("--log1p", action="store_const", dest="change", const=np.log1p, help="of the values, first")
+    parser.add_argument("--standardise", action="store_true", help="errors in deviations of the train rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every score there, each target's too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG of the first model's forecasts of one target")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table."""
+    """Print the table, and what each model costs."""
     columns = read(arguments.file, arguments.time, arguments.targets)
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        raise Fatal('backtest --plot: needs more packages: pip install "forecaster[backtest]"')
     values = columns.values
     if arguments.change is not None:
         with np.errstate(all="ignore"):
             values = arguments.change(values)
-    found = scores(arguments, columns._replace(values=values))
-    if arguments.json:
-        try:
+    found, played, made = scores(arguments, columns._replace(values=values))
+    try:
+        if arguments.json:
             arguments.json.write_bytes(msgspec.json.encode(found))
-        except OSError as error:
-            raise Fatal(f"{arguments.json}: cannot be written: {error.strerror}") from None
-    sys.stdout.write(text(found))
+        if arguments.plot:
+            _plot(arguments.plot, played, *made)
+    except OSError as error:
+        raise Fatal(f"{error.filename}: cannot be written: {error.strerror}") from None
+    sys.stdout.write(text(found) + "".join(_cost(name, each) for name, each in played.items()))
     return 0
 
 
-def scores(arguments: argparse.Namespace, columns: Columns) -> list[Score]:
-    """Fit, play and score each model, and the last value beside them."""
-    from forecaster.model.columns import StreamHistory  # noqa: PLC0415 - TensorFlow, after a wrong file is told
-    from forecaster.model.network import initial_weights  # noqa: PLC0415
-    from forecaster.model.registry import Model  # noqa: PLC0415
-    from forecaster.model.training import TrainOptions, scale_priors, train  # noqa: PLC0415
-    from forecaster.prequential import Rows, Series, last_value, play, table  # noqa: PLC0415
+def scores(
+    arguments: argparse.Namespace, columns: Columns
+) -> tuple[list[Score], dict[str, Played], tuple[Series, Rows]]:
+    """Fit, play and score each model. Also returns what was played, by model, of which series and rows."""
+    from forecaster.backtest import Rows, Series, table, train_deviation  # noqa: PLC0415 - TensorFlow
 
     count = len(columns.values)
     trained = _row(arguments.train_rows, count)
     first = trained if arguments.score_from is None else _row(arguments.score_from, count)
     rows = Rows(train=trained, score_from=first, score_to=_row(arguments.score_to, count))
     series = Series(columns.time_s[: rows.score_to], columns.values[: rows.score_to], columns.names)
-    nothing = np.zeros((trained, 0), np.float32)
-    histories = [
-        StreamHistory(name, series.time_s[:trained], series.values[:trained, [place]], nothing)
-        for place, name in enumerate(columns.names)
-    ]
+    deviation = train_deviation(series, rows) if arguments.standardise else np.ones(len(series.names))
     horizons = steps(arguments.horizons)
+    seasons = _seasons(arguments.seasons, series, rows)
     found: list[Score] = []
-    for cell in arguments.models.split(","):
-        spec = _spec(arguments, cell, horizons)
-        if arguments.steps:
-            model, _ = train(spec, histories, TrainOptions(steps_max=arguments.steps, patience=4))
+    played: dict[str, Played] = {}
+    for name in _models(arguments.models, seasons):
+        if name in CELLS:
+            played[name] = _play_cell(name, arguments, series, rows, horizons, seasons)
         else:
-            weights = initial_weights(spec, 0) | scale_priors(histories)
-            model = Model(spec=spec, weights=weights, version="untrained")
-        played = play(model, series)
-        if not found:
-            found += last_value(model, series, rows, played, horizons)
-        found += table(cell, model, series, rows, played, horizons)
-    return found
+            played[name] = _play_rival(name, series, rows, horizons, seasons)
+        found += table(name, series, rows, played[name], horizons, deviation)
+    return found, played, (series, rows)
+
+
+def _models(chosen: str | None, seasons: tuple[int, ...]) -> tuple[str, ...]:
+    if chosen is None:
+        return (*CELLS, NAIVE, *((SEASONAL,) if seasons else ()))
+    names = tuple(chosen.split(","))
+    for name in names:
+        if name not in CELLS and name not in RIVALS:
+            raise Fatal(f"--models {name}: expected some of {', '.join((*CELLS, *RIVALS))}")
+    return names
+
+
+def _seasons(words: str, series: Series, rows: Rows) -> tuple[int, ...]:
+    from forecaster.model.seasons import find_seasons  # noqa: PLC0415 - TensorFlow, after a wrong file is told
+
+    if words == "auto":
+        return find_seasons(series.streams(rows.train))
+    try:
+        return tuple(int(word) for word in words.split(",") if word)
+    except ValueError:
+        raise Fatal(f"--seasons {words}: expected auto, or lengths such as 24,168") from None
+
+
+def _play_cell(
+    cell: str,
+    arguments: argparse.Namespace,
+    series: Series,
+    rows: Rows,
+    horizons: tuple[int, ...],
+    seasons: tuple[int, ...],
+) -> Played:
+    from forecaster.backtest import play_model  # noqa: PLC0415 - TensorFlow
+
+    targets = series.names if arguments.together else ("value",)
+    words = {"targets": targets, "horizons": horizons, "seasons": seasons, "cell": cell}
+    sizes = {"units": arguments.units, "memory": arguments.memory}
+    try:
+        spec = msgspec.convert(words | sizes, NetworkSpec)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise Fatal(f"backtest: {error}") from None
+    return play_model(_fit(spec, series, rows, arguments), series)
+
+
+def _fit(spec: NetworkSpec, series: Series, rows: Rows, arguments: argparse.Namespace) -> Model:
+    from forecaster.model.network import initial_weights  # noqa: PLC0415 - TensorFlow
+    from forecaster.model.registry import Model  # noqa: PLC0415
+    from forecaster.model.training import TrainOptions, scale_priors, train  # noqa: PLC0415
+
+    histories = series.streams(rows.train, together=arguments.together)
+    if arguments.steps:
+        return train(spec, histories, TrainOptions(steps_max=arguments.steps, patience=4))[0]
+    return Model(spec=spec, weights=initial_weights(spec, 0) | scale_priors(histories), version="untrained")
+
+
+def _play_rival(name: str, series: Series, rows: Rows, horizons: tuple[int, ...], seasons: tuple[int, ...]) -> Played:
+    from forecaster.backtest import play_points  # noqa: PLC0415 - TensorFlow
+
+    if name == SEASONAL and not seasons:
+        raise Fatal(f"--models {SEASONAL}: no season was found; say --seasons 24")
+    started = time.perf_counter()
+    forecasts = RIVALS[name](series, rows, horizons, seasons[0] if seasons else 1)
+    return play_points(series, horizons, forecasts, time.perf_counter() - started)
+
+
+def _plot(path: Path, played: dict[str, Played], series: Series, rows: Rows) -> None:
+    from forecaster.plot import plot  # noqa: PLC0415 - an extra
+
+    name = next(iter(played))
+    plot(path, name, played[name], series, rows)
+
+
+def _cost(name: str, played: Played) -> str:
+    records = int(np.prod(played.error.shape[:2]))
+    state = f", {played.row_bytes / 1000:.1f} kB of state a stream" if played.row_bytes else ""
+    return f"{name}: {records / max(played.seconds, 1e-9):,.0f} steps/s{state}\n"
 
 
 def steps(text_of: str) -> tuple[int, ...]:
@@ -155,16 +233,6 @@ def text(found: list[Score]) -> str:
     return "".join(
         "  ".join(f"{word:>{width}}" for word, width in zip(line, widths, strict=True)) + "\n" for line in lines
     )
-
-
-def _spec(arguments: argparse.Namespace, cell: str, horizons: tuple[int, ...]) -> NetworkSpec:
-    words: dict[str, Any] = {"cell": cell, "units": arguments.units, "memory": arguments.memory}
-    try:
-        seasons = tuple(int(word) for word in arguments.seasons.split(",") if word)
-        spec = {"targets": ["value"], "horizons": horizons, "seasons": seasons, **words}
-        return msgspec.convert(spec, NetworkSpec)
-    except (ValueError, msgspec.ValidationError) as error:
-        raise Fatal(f"backtest: {error}") from None
 
 
 def _share(word: str) -> float:
