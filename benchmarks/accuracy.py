@@ -16,13 +16,13 @@ import common
 import msgspec
 import numpy as np
 
-from forecaster.prequential import held_out
 from forecaster.config import InputConfig, NetworkConfig, TrainingConfig
 from forecaster.demo import samples
 from forecaster.evaluation import Tally
 from forecaster.model.columns import StreamHistory
 from forecaster.model.training import TrainOptions, train
 from forecaster.networks import network_spec
+from forecaster.prequential import held_out
 
 CELLS = ("lstm", "feedforward")
 HOLDOUT = TrainingConfig().holdout

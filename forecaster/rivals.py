@@ -23,7 +23,7 @@ REFIT_ROWS = 500
 # What AutoETS and AutoTheta see of the past, at most and in seasons.
 WINDOW_ROWS, WINDOW_SEASONS = 300, 4
 # A fit needs two seasons and some.
-FIT_SEASONS_MIN = 2.5
+FIT_SEASONS_MIN, FIT_ROWS_MIN = 2.5, 10
 
 Array = NDArray[np.float64]
 Forecast = Callable[["Series", "Rows", tuple[int, ...], int], Array]
@@ -60,16 +60,15 @@ def statsforecast(name: str) -> Forecast:
         wanted = np.array(steps) - 1
         window = max(WINDOW_ROWS, WINDOW_SEASONS * season)
         for place in range(last.shape[1]):
-            model: Any = None
-            for row in range(max(rows.score_from - steps[-1], round(FIT_SEASONS_MIN * season), 10), len(last)):
-                past = last[max(0, row + 1 - window) : row + 1, place]
-                past = past[np.isfinite(past)]
-                if model is None or (row - rows.score_from) % REFIT_ROWS == 0:
-                    model = make(season_length=season).fit(past)
-                    ahead = model.predict(h=steps[-1])["mean"]
-                else:
-                    ahead = model.forward(past, h=steps[-1])["mean"]
-                forecasts[row, place] = ahead[wanted]
+            first = max(rows.score_from - steps[-1], round(FIT_SEASONS_MIN * season), FIT_ROWS_MIN)
+            for fitted in range(first, len(last), REFIT_ROWS):
+                # Where a fit begins, what follows it begins too: its states are those of that row.
+                begin = max(0, fitted + 1 - window)
+                model: Any = make(season_length=season).fit(_finite(last[begin : fitted + 1, place]))
+                forecasts[fitted, place] = model.predict(h=steps[-1])["mean"][wanted]
+                for row in range(fitted + 1, min(fitted + REFIT_ROWS, len(last))):
+                    past = _finite(last[begin : row + 1, place])
+                    forecasts[row, place] = model.forward(past, h=steps[-1])["mean"][wanted]
         return forecasts
 
     return forecast
@@ -100,6 +99,10 @@ RIVALS: dict[str, Forecast] = {
     "AutoTheta": statsforecast("AutoTheta"),
     "river": river,
 }
+
+
+def _finite(values: Array) -> Array:
+    return values[np.isfinite(values)]
 
 
 def _package(module: str, name: str) -> Any:

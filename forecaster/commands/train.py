@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
         if not any(len(stream.time_s) > 1 for stream in streams):
             raise Fatal(f"nothing to train on: {_refused(refused) or 'no records'}")
 
-        from forecaster.prequential import held_out  # noqa: PLC0415 - TensorFlow
         from forecaster.model import registry  # noqa: PLC0415
         from forecaster.model.training import train  # noqa: PLC0415
+        from forecaster.prequential import held_out  # noqa: PLC0415 - TensorFlow
 
         def watch(at: Progress) -> None:
             note = f"loss {at.loss:.4f}"
