@@ -65,6 +65,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     _add_config(check)
     check.add_argument("--connect", action="store_true", help="ask the broker too: topics, partitions, permissions")
     check.add_argument("--json", action="store_true", help="as one JSON document")
+    check.add_argument("--show", action="store_true", help="print the config that holds in the end instead, as TOML")
 
     probe = _command(commands, "probe", "ask the daemon that runs here with this config how it is")
     _add_config(probe)

@@ -31,7 +31,7 @@ Order, later wins: the defaults below, the file, the environment, flags.
 | in the environment | `FORECASTER__KAFKA__GROUP_ID=night` | `FORECASTER__INPUTS__TICKS__SIGNAL__THRESHOLD=0.6` |
 | as a flag | `--set kafka.group_id=night` | `--set inputs.ticks.signal.threshold=0.6` |
 
-`forecaster check` names the first mistake in one line.
+`forecaster check` names the first mistake in one line; `forecaster check --show` prints what holds in the end.
 
 **Secrets** are no keys: what a key `x_file` names is a file with the secret `x` alone in it. Without that key it is
 taken from the environment (`FORECASTER__KAFKA__SASL_PASSWORD`) or from systemd's credentials

@@ -198,10 +198,11 @@ def test_the_example_config_is_valid() -> None:
 
 
 def test_check_has_a_line_for_each_thing(untrained: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A good config is a line each for the file and every input's model, and exit 0."""
+    """A good config is a line each for the file, the server and every input's model, and exit 0."""
     assert main(["check", "--config", untrained]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"ok    {untrained}: 1 input: ticks",
+        "ok    [http] listen: 127.0.0.1:9108, no TLS, no login",
         "ok    [[inputs]] ticks model: none, forecasts are the last value until `forecaster train`",
     ]
 
@@ -216,7 +217,7 @@ def test_check_as_json_is_one_document(config: str, capsys: pytest.CaptureFixtur
     """`--json` says the same to a script, whatever is wrong."""
     assert main(["check", "--json", "--config", config]) == 1
     document = json.loads(capsys.readouterr().out)
-    assert [finding["ok"] for finding in document["findings"]] == [True, False]
+    assert [finding["ok"] for finding in document["findings"]] == [True, True, False]
     assert main(["check", "--json", "--config", config, "--set", "kafka.group_id=1"]) == 2
     document = json.loads(capsys.readouterr().out)
     assert not document["ok"]
@@ -239,6 +240,30 @@ def test_check_finds_missing_certificates_and_passwords(untrained: str, capsys: 
         "FAIL  [kafka] sasl_password is missing: set [kafka] sasl_password_file, FORECASTER__KAFKA"
     )
     assert authority == "FAIL  [kafka] ssl_cafile: /no.pem is no file"
+
+
+def test_check_finds_a_server_that_is_open(untrained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that other machines could ask without a login is a finding."""
+    assert main(["check", "--config", untrained, "--set", "http.listen=0.0.0.0:9108"]) == 1
+    assert "FAIL  [http] listen: 0.0.0.0:9108 is open to other machines" in capsys.readouterr().out
+
+
+def test_check_shows_what_holds(
+    untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--show` prints defaults, file, environment and flags as one config, equal when read again; secrets as ***."""
+    monkeypatch.setenv("FORECASTER__KAFKA__SASL_PASSWORD", "pass-8431-word")
+    monkeypatch.setenv("FORECASTER__INPUTS__TICKS__CATEGORIES", '{ "a b" = ["\u00e9", "y"] }')
+    flags = ["--set", "kafka.group_id=pass-8431-word-too", "--set", "inputs.ticks.late=step"]
+    assert main(["check", "--show", "--config", untrained, *flags]) == 0
+    shown = capsys.readouterr().out
+    assert '\n# sasl_password = "***"\n' in shown
+    assert "8431" not in shown
+    again = tmp_path / "again.toml"
+    again.write_text(shown.replace("***-too", "pass-8431-word-too"))
+    holds = load_config(untrained, flags[1::2])
+    monkeypatch.delenv("FORECASTER__INPUTS__TICKS__CATEGORIES")
+    assert load_config(again) == holds
 
 
 # ---------------------------------------------------------------------- train, replay

@@ -13,6 +13,7 @@ import orjson
 from forecaster import log as logs
 from forecaster.config import Config, HttpConfig, InputConfig, KafkaConfig, load_config
 from forecaster.credentials import ways
+from forecaster.effective import as_toml
 from forecaster.errors import ForecasterError, InvalidConfig, ModelMismatch
 from forecaster.guard import Guard, parse_listen
 from forecaster.networks import trained_model
@@ -47,6 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         _print_json([Finding.wrong(str(error))])
         return error.exit_code
     logs.configure(config.log.format, "error")
+    if arguments.show:
+        sys.stdout.write(as_toml(config))
+        return 0
     if arguments.connect:
         findings += broker_findings(config)
     if arguments.json:
@@ -72,11 +76,11 @@ def _names(config: Config) -> str:
 
 def _local(config: Config) -> Iterator[Finding]:
     """What this machine can say: models, secrets, certificates."""
+    yield _http(config.http)
     for each in config.inputs:
         yield _model(each)
     kafka = config.kafka
     yield from _secrets(config)
-    yield _http(config.http)
     for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         name = getattr(kafka, key)
         if name is not None:
