@@ -10,13 +10,14 @@ the queue, for streams queue up in the order of their first unwritten record.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import NamedTuple
 
 from forecaster.records import TopicPartition
 from forecaster.streams import StreamKey
 
-# One transaction carries at most so many rows: 2,000 x 3 kB = 6 MB. The rest goes with the next ones. A poll that
-# touches more streams than that has its rows out as fast as they come, or the queue would grow without an end.
+# One transaction carries at most so many rows, 2,000 x 9 kB = 18 MB, more than its own poll's streams. The rest goes
+# with the next ones.
 ROWS_PER_FLUSH_MAX = 2_000
 
 
@@ -46,12 +47,15 @@ class Checkpoint:
             queue[key.stream] = Unwritten(offset, now_s)
             self._joined.append(key)
 
-    def take_due(self, now_s: float, *, everything: bool = False) -> list[StreamKey]:
-        """The streams whose rows go with this transaction; they leave the queue."""
-        due_before_s = now_s if everything else now_s - self._flush_interval_s
+    def take_due(
+        self, now_s: float, hurried: Collection[TopicPartition] = (), *, everything: bool = False
+    ) -> list[StreamKey]:
+        """The streams whose rows go with this transaction, all of the `hurried` partitions'; they leave the queue."""
         taken: list[StreamKey] = []
-        rows_max = max(ROWS_PER_FLUSH_MAX, len(self._joined))
+        # Beyond what has just joined, or a queue that is to be emptied would never be.
+        rows_max = ROWS_PER_FLUSH_MAX + len(self._joined)
         for partition, queue in self._queues.items():
+            due_before_s = now_s if everything or partition in hurried else now_s - self._flush_interval_s
             while queue and len(taken) < rows_max:
                 stream, unwritten = next(iter(queue.items()))
                 if unwritten.since_s > due_before_s:
@@ -70,6 +74,10 @@ class Checkpoint:
         """Where a restart of this partition begins to step again, if the next record to come is `offset`."""
         queue = self._queues.get(partition)
         return next(iter(queue.values())).offset if queue else offset
+
+    def waits(self, partition: TopicPartition) -> bool:
+        """Has this partition an unwritten row?"""
+        return bool(self._queues.get(partition))
 
     def age_s(self, now_s: float) -> float:
         """How long the oldest unwritten row has waited, 0 for none."""

@@ -43,6 +43,14 @@ class Outcome(StrEnum):
     ABORTED = "aborted"
 
 
+class Swap(StrEnum):
+    """What became of a version of an input's weights."""
+
+    TAKEN_UP = "taken_up"  # every partition here is stepped with the new champion
+    REFUSED = "refused"  # a new champion that cannot be used: damaged, or another network
+    MISSING = "missing"  # a partition's last records were stepped with a version that is gone
+
+
 class Direction(StrEnum):
     """What a signal says."""
 

@@ -184,7 +184,7 @@ class MemorySource:
 
     def _start(self, partition: TopicPartition) -> Assigned:
         commit = self._log.offsets.get(partition, Commit(0, 0))
-        return Assigned(partition, commit.offset, commit.replay_offset)
+        return Assigned(partition, *commit)
 
     def _take(self) -> list[Record]:
         if self._feed is not None and self._positions and not any(self.lag().values()):

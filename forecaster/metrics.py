@@ -28,7 +28,7 @@ from forecaster.collectors import Declarer, Samples, reference
 from forecaster.coverage import Level, central_levels, count_places
 from forecaster.errors import Reason
 from forecaster.histogram import Buckets
-from forecaster.labels import Call, Direction, Eviction, Outcome, Place, Rebalance, Stage
+from forecaster.labels import Call, Direction, Eviction, Outcome, Place, Rebalance, Stage, Swap
 from forecaster.records import TopicPartition
 from forecaster.standing import (
     DRIFT_ZSCORE,
@@ -128,6 +128,7 @@ class Metrics:
         self._declare_state(declare)
         self._declare_quality(declare)
         self._declare_drift(declare)
+        self._declare_learning(declare)
         self.declarations = tuple(declare.made)
         ProcessCollector(registry=registry)
 
@@ -327,6 +328,12 @@ class Metrics:
             ],
         )
 
+    def _declare_learning(self, declare: Declarer) -> None:
+        declare.section = "Learning"
+        self._swaps = declare.counter(
+            "model_swaps_total", "Versions of the weights, by what became of them.", outcome=Swap
+        )
+
     def declare_input(
         self,
         name: str,
@@ -375,6 +382,12 @@ class Metrics:
     def set_model(self, name: str, *, model: str, version: str, device: str) -> None:
         """Input `name` now forecasts with this; what it had before is gone from the next scrape."""
         self._models[name] = (name, model, version, device)
+
+    def set_version(self, name: str, version: str) -> None:
+        """Input `name` now forecasts with this version of its model."""
+        model = self._models.get(name)
+        if model is not None and model[2] != version:
+            self._models[name] = (*model[:2], version, model[3])
 
     def set_assigned(self, partitions: int) -> None:
         """Input partitions that are ours now."""
@@ -544,6 +557,12 @@ class Metrics:
     def set_worst(self, worst: list[Worst]) -> None:
         """The streams that are listed by name from the next scrape on."""
         self._worst = worst
+
+    # Learning
+
+    def count_swaps(self, outcome: Swap, versions: int) -> None:
+        """What became of versions of the weights."""
+        self._swaps.labels(outcome).inc(versions)
 
     # Out
 

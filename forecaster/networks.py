@@ -34,15 +34,15 @@ def network_spec(config: InputConfig) -> NetworkSpec:
     )
 
 
-def trained_model(config: InputConfig) -> Model | None:
-    """The input's champion; None where the config names no model.
+def trained_model(config: InputConfig, version: str | None = None) -> Model | None:
+    """A version of the input's weights, the champion if none is named; None where the config names no model.
 
     Raises:
         ModelMismatch: no weights where the config says, or weights for another network.
     """
     if config.model is None:
         return None
-    model = registry.load(Path(config.model))
+    model = registry.load(Path(config.model), version)
     registry.require_fit(model, network_spec(config), f"[[inputs]] {config.name} model {config.model}")
     return model
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from forecaster import signals
 from forecaster.evaluation import direction_hits
-from forecaster.labels import Direction, Eviction, Rebalance
+from forecaster.labels import Direction, Eviction, Rebalance, Swap
 from forecaster.labels import Outcome as TransactionOutcome
 from forecaster.labels import Stage as Where
 from forecaster.metrics import Metrics
@@ -20,6 +20,7 @@ from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
 from forecaster.records import Record, TopicPartition
 from forecaster.standing import WorstStreams, drifting, stale
+from forecaster.versions import Versions
 from forecaster.worker import Stage
 
 # How often all streams are looked over: a millisecond for 100,000 of them.
@@ -55,6 +56,7 @@ class MetricsObserver:
         self._worst = WorstStreams(worst_streams)
         self._polled_s = 0.0
         self._surveyed_s = -SURVEY_S
+        self._swapped: Counter[tuple[str, str]] = Counter()
 
     def polled(self, records: Sequence[Record]) -> None:
         """Records came."""
@@ -142,6 +144,7 @@ class MetricsObserver:
                 self._evicted[name, reason] = pipeline.evicted[reason]
             metrics.count_split(pipeline.split_streams - self._split[name])
             self._split[name] = pipeline.split_streams
+            self._versions(pipeline.versions, name)
             age_s = max(age_s, pipeline.checkpoint.age_s(time.time()))
         metrics.set_oldest_dirty(time.time() - age_s if age_s else None)
         if time.monotonic() - self._surveyed_s >= SURVEY_S:
@@ -158,6 +161,12 @@ class MetricsObserver:
             self._metrics.set_astray(name, drifting=drifting(table), stale=stale(table, now_s))
         tables = {name: pipeline.table for name, pipeline in pipelines.items()}
         self._metrics.set_worst(self._worst.survey(tables, now_s))
+
+    def _versions(self, versions: Versions, name: str) -> None:
+        for outcome in Swap:
+            self._metrics.count_swaps(outcome, versions.swaps[outcome] - self._swapped[name, outcome])
+            self._swapped[name, outcome] = versions.swaps[outcome]
+        self._metrics.set_version(name, versions.champion)
 
 
 def _naming(outcome: Outcome) -> Callable[[int], dict[str, str]]:

@@ -7,6 +7,7 @@ a batch changed can be undone, for the transaction that carries it can still fai
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -39,9 +40,10 @@ from forecaster.messages import (
 )
 from forecaster.model.columns import Scores, StepInputs, StepOutputs
 from forecaster.outcome import Outcome
-from forecaster.records import Output, Record, TopicPartition
+from forecaster.records import Assigned, Output, Record, TopicPartition
 from forecaster.rekey import Original
 from forecaster.streams import Order, Slots, StreamKey, StreamTable, find_disorder, usual_interval_s
+from forecaster.versions import Versions
 
 log = logging.getLogger(__name__)
 
@@ -73,25 +75,26 @@ class Pipeline:
         streams: StreamsConfig,
         engine: Engine,
         layout_checksum: int,
-        model: str,
+        versions: Versions,
         topics: OutputTopics,
         partition_of: Callable[[str, bytes], int | None],
     ) -> None:
-        """`model` names the weights; `partition_of(topic, key)` is the default partitioner's choice.
+        """`versions` are those of the engine's weights; `partition_of(topic, key)` is the default partitioner's choice.
 
         `layout_checksum` marks the state rows: only rows with the same one fit.
         """
         self.config = config
         self.engine = engine
         self._layout_checksum = layout_checksum
-        self.model = model
+        self.versions = versions
         self._streams = streams
         self._topics = topics
         self._partition_of = partition_of
         self._decoder = TickDecoder(config)
         self._original: Callable[[Record], Record] = Original.of if config.repartition else lambda record: record
-        self._forecasts = ForecastEncoder(config, model)
-        self._signals = SignalEncoder(config, model)
+        self._version = ""  # of the batch at hand
+        self._forecasts = functools.cache(lambda version: ForecastEncoder(config, f"{config.name}@{version}"))
+        self._signals = functools.cache(lambda version: SignalEncoder(config, f"{config.name}@{version}"))
         self.table = StreamTable(streams.capacity)
         self.checkpoint = Checkpoint(streams.flush_interval_s)
         # The second tier: streams that the table has no slot for, the longest idle first.
@@ -122,10 +125,12 @@ class Pipeline:
     def process(self, records: Sequence[Record], now_s: float) -> Outcome:
         """Step each record's stream by one and say what follows. Undone by `undo`, kept by `settle`.
 
-        Records come per partition in offset order.
+        Records come per partition in offset order, and all are to be stepped with one version of the weights.
         """
         self._poll += 1
         runs = _partition_runs(records)
+        if runs:
+            self._version = self.versions.use(runs[0][0])
         ticks = self._decoder.decode_all(records)
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
         answered = _answered_before(runs, offsets, self._answered)
@@ -155,7 +160,7 @@ class Pipeline:
 
     def state_outputs(self, now_s: float, *, everything: bool = False) -> list[Output]:
         """The rows that are due, to be written in the same transaction as the batch; tombstones of the dropped."""
-        keys = self.checkpoint.take_due(now_s, everything=everything)
+        keys = self.checkpoint.take_due(now_s, self._hurried(), everything=everything)
         outputs = self._grave_outputs()
         self._moved |= bool(outputs)
         slots = [self.table.find(key.partition, [key.stream])[0] for key in keys]
@@ -168,9 +173,15 @@ class Pipeline:
         return outputs
 
     def flush_is_due(self, now_s: float) -> bool:
-        """Has a row waited for as long as the config allows, or a tombstone to be written?"""
-        age_s = self.checkpoint.age_s(now_s)
-        return self._graves.untold or (len(self.checkpoint) > 0 and age_s >= self._streams.flush_interval_s)
+        """Has a row waited for as long as the config allows, or new weights for it; or a tombstone to be written?"""
+        if self._graves.untold or any(map(self.checkpoint.waits, self._hurried())):
+            return True
+        return len(self.checkpoint) > 0 and self.checkpoint.age_s(now_s) >= self._streams.flush_interval_s
+
+    def _hurried(self) -> list[TopicPartition]:
+        """The partitions whose states are to be written at once, for there are new weights; not during a replay."""
+        at, answered = self._positions, self._answered
+        return [each for each in self.versions.behind if at.get(each, 0) >= answered.get(each, 0)]
 
     def settle(self) -> None:
         """The batch is committed."""
@@ -392,7 +403,7 @@ class Pipeline:
         texts = [self.table.texts[slot] for slot in slots[rows]]
         names = [signals.JSON_NAMES[way] for way in outcome.directions.reshape(-1).tolist()]
         width = outcome.directions[0].size if count else 1
-        values = self._forecasts.encode(
+        values = self._forecasts(self._version).encode(
             ForecastColumns(
                 streams=texts,
                 time_s=outcome.time_s,
@@ -430,7 +441,7 @@ class Pipeline:
             forecast.up[chosen, target, horizon], forecast.down[chosen, target, horizon]
         )
         now = forecast.filled[chosen, target]
-        values = self._signals.encode(
+        values = self._signals(self._version).encode(
             SignalColumns(
                 streams=[self.table.texts[slot] for slot in slots[chosen]],
                 time_s=outcome.time_s[chosen],
@@ -494,9 +505,19 @@ class Pipeline:
         topic, partition = key.partition
         return Output(self._topics.state(topic), partition, key.stream.encode(), value, [])
 
-    def assign(self, partition: TopicPartition, answered_offset: int) -> None:
-        """A partition is ours: its records before `answered_offset` have been answered."""
-        self._answered[partition] = answered_offset
+    def assign(self, assigned: Assigned) -> None:
+        """A partition is ours: its records before `offset` have been answered.
+
+        Raises:
+            ModelMismatch: the version that some are to be stepped again with is gone, and the config says to refuse.
+        """
+        partition, offset, replay_offset, version = assigned
+        self.versions.assign(partition, version, replays=replay_offset < offset)
+        self._answered[partition] = offset
+
+    def version_of(self, partition: TopicPartition) -> str:
+        """The version of the weights that the partition's records are stepped with."""
+        return self.versions.of(partition)
 
     def restore(self, partition: TopicPartition, records: Sequence[Record], now_s: float) -> int:
         """Take in written rows of a partition, in the state topic's order; how many did not fit.
@@ -564,6 +585,7 @@ class Pipeline:
         for key in [key for key in self._cold if key.partition == partition]:
             del self._cold[key]
         self._graves.drop(partition)
+        self.versions.drop(partition)
         self._positions.pop(partition, None)
         self.checkpoint.drop(partition)
         self._answered.pop(partition, None)

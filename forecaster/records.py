@@ -67,15 +67,17 @@ class Output(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """How far a partition is answered, and from where a restart has to step again.
+    """How far a partition is answered, and from where a restart has to step again, with which weights.
 
     `replay_offset` is the first record that is not yet in its stream's written
-    state row: at most `offset`. It travels in the committed offset's metadata, so
-    that the two can never disagree.
+    state row: at most `offset`. The records between the two were stepped with
+    `version` of the weights ("": nobody has said). Both travel in the committed
+    offset's metadata, so that the three can never disagree.
     """
 
     offset: int
     replay_offset: int
+    version: str = ""
 
 
 class Assigned(NamedTuple):
@@ -84,6 +86,7 @@ class Assigned(NamedTuple):
     partition: TopicPartition
     offset: int
     replay_offset: int
+    version: str = ""
 
 
 class Poll(NamedTuple):

@@ -19,7 +19,7 @@ from forecaster.config import InputConfig
 from forecaster.errors import InvalidRecord
 from forecaster.messages import TickDecoder, dead_letter
 from forecaster.outcome import Outcome
-from forecaster.records import Headers, Output, Record, TopicPartition
+from forecaster.records import Assigned, Headers, Output, Record, TopicPartition
 
 # What the copy carries of the original besides its own headers.
 KEY_HEADER = "forecaster-key"
@@ -65,8 +65,13 @@ class Rekeyer:
         """The batch is aborted: there is nothing to put back."""
         return True
 
-    def assign(self, partition: TopicPartition, answered_offset: int) -> None:
+    def assign(self, assigned: Assigned) -> None:
         """A partition is ours."""
+
+    def version_of(self, partition: TopicPartition) -> str:
+        """No weights are needed to send a record on."""
+        del partition
+        return ""
 
     def drop(self, partition: TopicPartition) -> None:
         """A partition is another instance's."""

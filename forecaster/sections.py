@@ -249,6 +249,16 @@ class StreamsConfig(Section, frozen=True):
     """A stored state made for another network: begin that stream anew, or do not start."""
 
 
+class ModelsConfig(Section, frozen=True):
+    """What a running daemon does about versions of weights."""
+
+    refresh_s: Seconds = 5.0
+    """How often it looks whether another version was promoted: the read of one small file."""
+    missing: Literal["champion", "refuse"] = "champion"
+    """Where records that a restart steps again were stepped with a version that is gone: step them with the champion
+    (their streams' states are then a little other than they were), or do not start."""
+
+
 class DeviceConfig(Section, frozen=True):
     """Where the network runs."""
 
@@ -326,6 +336,7 @@ class Config(Section, frozen=True, kw_only=True):
     kafka: KafkaConfig = KafkaConfig()
     inputs: Annotated[tuple[InputConfig, ...], Meta(min_length=1)]
     streams: StreamsConfig = StreamsConfig()
+    models: ModelsConfig = ModelsConfig()
     device: DeviceConfig = DeviceConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()

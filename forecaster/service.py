@@ -15,22 +15,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecaster.config import Config, InputConfig
+from forecaster.config import Config
 from forecaster.errors import BrokerUnavailable, ForecasterError
 from forecaster.health import Health
 from forecaster.kafka import KafkaSink, KafkaSource, partition_for_key
 from forecaster.labels import Stage as Where
 from forecaster.log import event
 from forecaster.metrics import Metrics
-from forecaster.model.network import initial_weights
-from forecaster.model.registry import Model
 from forecaster.model.step import StepEngine
-from forecaster.networks import network_spec, state_checksum, trained_model
+from forecaster.networks import state_checksum
 from forecaster.observer import MetricsObserver
 from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.rekey import Rekeyer
 from forecaster.routing import Routes
+from forecaster.shelf import UNTRAINED, ModelShelf, load_model
 from forecaster.supervisor import Supervisor
+from forecaster.versions import Versions
 from forecaster.web import WebServer
 from forecaster.worker import Observer, Sink, Source, Stage, Worker
 
@@ -38,24 +38,9 @@ log = logging.getLogger(__name__)
 
 # Two full polls' worth: what a poll makes is mostly gone, by reference count, when the next one comes.
 COLLECT_AFTER_OBJECTS = 50_000
-UNTRAINED = "untrained"
 # Seconds on a laptop; a busy machine with a large network takes longer.
 COMPILE_TIMEOUT_S = 600.0
 Progress = Callable[[str, int, int], None]
-
-
-def load_model(config: InputConfig) -> Model:
-    """The input's weights: its champion, or an untrained network that forecasts the last value.
-
-    Raises:
-        ModelMismatch: no weights where the config says, or weights for another network.
-    """
-    model = trained_model(config)
-    if model is None:
-        event(log, "no model configured: forecasts are the last value until `forecaster train`", input=config.name)
-        spec = network_spec(config)
-        return Model(spec=spec, weights=initial_weights(spec, seed=1), version=UNTRAINED)
-    return model
 
 
 class Engines(NamedTuple):
@@ -68,6 +53,9 @@ class Engines(NamedTuple):
         """Load each input's weights and compile its step. `progress(what, done, of)`."""
         engines = {}
         for each in config.inputs:
+            if each.model is None:
+                text = "no model configured: forecasts are the last value until `forecaster train`"
+                event(log, text, input=each.name)
             engine = StepEngine(load_model(each), config.streams.capacity, config.device.device)
             started_s = time.perf_counter()
             name = each.name
@@ -79,17 +67,20 @@ class Engines(NamedTuple):
 
 
 def build_pipelines(
-    config: Config, engines: Engines, partition_of: Callable[[str, bytes], int | None]
+    config: Config, engines: Engines, partition_of: Callable[[str, bytes], int | None], *, follow: bool = False
 ) -> list[Pipeline]:
-    """One pipeline for each input."""
+    """One pipeline for each input; `follow`: new champions are taken up."""
     kafka = config.kafka
     topics = OutputTopics(kafka.forecast_topic, kafka.signal_topic, kafka.dead_letter_topic, kafka.state_topic)
     pipelines = []
     for each in config.inputs:
         engine = engines.by_input[each.name]
-        model = f"{each.name}@{engine.model.version}"
+        shelf = ModelShelf(each, engine, follow=follow)
+        versions = Versions(
+            each.name, shelf, engine.model.version, config.models.refresh_s, missing=config.models.missing
+        )
         checksum = state_checksum(engine.model.spec)
-        pipelines.append(Pipeline(each, config.streams, engine, checksum, model, topics, partition_of))
+        pipelines.append(Pipeline(each, config.streams, engine, checksum, versions, topics, partition_of))
     return pipelines
 
 
@@ -196,7 +187,7 @@ def run(
         def partition_of(topic: str, key: bytes) -> int:
             return partition_for_key(key, sink.partitions(topic))
 
-        pipelines = build_pipelines(config, engines, partition_of)
+        pipelines = build_pipelines(config, engines, partition_of, follow=True)
         rekeyers = build_rekeyers(config, partition_of)
         exactly_once = config.kafka.processing_guarantee == "exactly-once"
         observer = observe(

@@ -6,6 +6,7 @@ is undone, its records are read again, and no reader of committed records can te
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import threading
@@ -164,9 +165,11 @@ class Worker:
         self._follow(poll)
         self._note_standby()
         self._sweep()
+        self._take_up_weights()
         worked = bool(poll.records)
-        if worked:
-            self._handle(poll.records)
+        batches = self._batches(poll.records)
+        while batches:
+            self._handle(batches.pop(0), later=batches)
         # Not while the group rebalances: it would refuse the offsets, and the rows can wait.
         if (not worked or not self._atomic) and self._flush_is_due() and self._source.joined:
             self._handle([])
@@ -189,20 +192,41 @@ class Worker:
             stuck = ", ".join(f"{partition} {records} records behind" for partition, records in behind.items())
             self._health.fail("progress", f"{stuck}, and none read for {now_s - self._progressed_s:.0f} s")
 
+    def _take_up_weights(self) -> None:
+        """A partition whose states are all written, as committed, goes on with the newest weights."""
+        for pipeline in self._pipelines:
+            pipeline.versions.look(self._clock())
+            for partition in pipeline.versions.behind:
+                commit = self._commits[partition]
+                if commit.replay_offset == commit.offset:
+                    pipeline.versions.take_up(partition)
+
+    def _batches(self, records: list[Record]) -> list[list[Record]]:
+        """A poll's records by the weights that step them: one batch, but while a swap is on its way."""
+        behind = frozenset[TopicPartition]().union(*(pipeline.versions.behind for pipeline in self._pipelines))
+        if not behind:
+            return [records] if records else []
+        batches: dict[str, list[Record]] = {}
+        for record in records:
+            partition = TopicPartition(record.topic, record.partition)
+            version = self._stage_of(record.topic).version_of(partition) if partition in behind else ""
+            batches.setdefault(version, []).append(record)
+        return list(batches.values())
+
     # ------------------------------------------------------------------ a batch
 
-    def _handle(self, records: Sequence[Record]) -> None:
+    def _handle(self, records: Sequence[Record], later: Sequence[Sequence[Record]] = ()) -> None:
         """Make one batch visible, all or nothing.
 
         1. Step every record; 2. send what follows, and the state rows that are due;
         3. commit with the offsets; 4. only then believe it. A failure before 4 undoes
-        1, and the records are read again.
+        1, and the records are read again; those of `later` batches of the same poll too.
         """
         try:
             outcomes = self._process(records)
             seconds = self._publish(records, outcomes)
         except (BrokerUnavailable, TransactionAborted) as error:
-            self._undo(records, error)
+            self._undo(list(itertools.chain(records, *later)), error)
             raise
         for pipeline in self._pipelines:
             pipeline.settle()
@@ -258,10 +282,11 @@ class Worker:
         for partition, before in self._commits.items():
             if partition not in self._restores:
                 position = positions[partition]
-                checkpoint = self._stage_of(partition.topic).checkpoint
+                stage = self._stage_of(partition.topic)
                 # A replayed record was answered before: the answered offset never goes back. And what the replay has
                 # not come to yet is in no row that we could vouch for: a restart begins there at the latest.
-                commit = Commit(max(before.offset, position), checkpoint.replay_offset(partition, position))
+                replay_offset = stage.checkpoint.replay_offset(partition, position)
+                commit = Commit(max(before.offset, position), replay_offset, stage.version_of(partition))
                 if commit != before:
                     news[partition] = commit
         return news
@@ -281,7 +306,7 @@ class Worker:
             # A stream moved between the tiers or was dropped: what is committed is the way back.
             for partition, commit in list(self._commits.items()):
                 if not undone[self._stages.index(self._stage_of(partition.topic))]:
-                    self._begin_restore(Assigned(partition, commit.offset, commit.replay_offset))
+                    self._begin_restore(Assigned(partition, *commit))
         self._sink.abort()
 
     def _back_off(self, error: Exception, stop: threading.Event) -> None:
@@ -375,8 +400,8 @@ class Worker:
         partition = assigned.partition
         stage = self._stage_of(partition.topic)
         stage.drop(partition)
-        stage.assign(partition, assigned.offset)
-        self._commits[partition] = Commit(assigned.offset, assigned.replay_offset)
+        stage.assign(assigned)
+        self._commits[partition] = Commit(assigned.offset, assigned.replay_offset, assigned.version)
         self._positions[partition] = assigned.replay_offset
         self._source.pause([partition])
         old = self._restores.pop(partition, None)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from forecaster import labels
 from forecaster.config import Config, build_config
-from forecaster.errors import BrokerUnavailable, TransactionAborted
+from forecaster.errors import BrokerUnavailable, ModelMismatch, TransactionAborted
 from forecaster.health import Health
 from forecaster.memory import MemoryLog, MemorySink, MemorySource
 from forecaster.messages import parse_source
@@ -26,6 +26,7 @@ from forecaster.outcome import Outcome
 from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.records import Commit, MemoryRecord, Output, Record, TopicPartition
 from forecaster.routing import Routes
+from forecaster.versions import Versions
 from forecaster.worker import Stage, Worker
 
 START_MS = 1_735_732_800_000
@@ -57,11 +58,17 @@ SENSORS: dict[str, Any] = {
 }
 
 
-def make_config(*inputs: dict[str, Any], streams: dict[str, Any] | None = None, **ticks: Any) -> Config:
+def make_config(
+    *inputs: dict[str, Any],
+    streams: dict[str, Any] | None = None,
+    models: dict[str, Any] | None = None,
+    **ticks: Any,
+) -> Config:
     """The ticks input with `ticks` over it, or these inputs; a table for few streams."""
     sections = {"capacity": CAPACITY, "flush_interval_s": 10.0} | (streams or {})
     kafka = {"poll_records_max": min(CAPACITY, sections["capacity"])}
-    return build_config({"inputs": list(inputs) or [TICKS | ticks], "streams": sections, "kafka": kafka}, "test")
+    tree = {"inputs": list(inputs) or [TICKS | ticks], "streams": sections, "kafka": kafka, "models": models or {}}
+    return build_config(tree, "test")
 
 
 def spec_of(config: Config, number: int = 0) -> NetworkSpec:
@@ -79,15 +86,23 @@ def spec_of(config: Config, number: int = 0) -> NetworkSpec:
 
 
 @functools.cache
-def compiled(spec_json: bytes, which: int) -> StepEngine:
-    """One engine for each network and `which`, compiled once; a pipeline begins its streams anew in it."""
+def model_of(spec_json: bytes, version: str) -> Model:
+    """`v1`, `v2`, ...: the same network with other weights."""
     spec = msgspec.json.decode(spec_json, type=NetworkSpec)
-    weights = initial_weights(spec, 3)
-    random = np.random.default_rng(4)
+    number = int(version[1:])
+    weights = initial_weights(spec, 2 + number)
+    random = np.random.default_rng(3 + number)
     # An untrained head's kernel is zero: fill it, so that a forecast shows all of the stream's past.
     weights["head/kernel"] = (0.5 * random.standard_normal(weights["head/kernel"].shape)).astype(np.float32)
-    engine = StepEngine(Model(spec=spec, weights=weights, version=f"v{which}"), CAPACITY, "cpu")
+    return Model(spec=spec, weights=weights, version=version)
+
+
+@functools.cache
+def compiled(spec_json: bytes, which: int) -> StepEngine:
+    """One engine for each network and `which`, compiled once; a pipeline begins its streams anew in it."""
+    engine = StepEngine(model_of(spec_json, "v1"), CAPACITY, "cpu")
     engine.compile()
+    del which
     return engine
 
 
@@ -96,18 +111,59 @@ def engine_of(config: Config, number: int = 0, which: int = 1) -> StepEngine:
     return compiled(msgspec.json.encode(spec_of(config, number)), which)
 
 
+class Directory:
+    """What a models directory says: the versions that are there, and the champion."""
+
+    def __init__(self, *versions: str) -> None:
+        self.versions = list(versions) or ["v1"]
+        self.champion = self.versions[-1]
+
+
+class Library:
+    """versions.Shelf over a Directory."""
+
+    def __init__(self, engine: StepEngine, directory: Directory) -> None:
+        self._engine, self._directory = engine, directory
+        self.held: set[str] = {directory.champion}
+
+    def champion(self) -> str:
+        """As of now."""
+        return self._directory.champion
+
+    def load(self, version: str) -> None:
+        """If it is there."""
+        if version not in self._directory.versions:
+            raise ModelMismatch(f"no version {version} here")
+        self.held.add(version)
+
+    def use(self, version: str) -> None:
+        """Only what was loaded, and is kept."""
+        assert version in self.held
+        if version != self._engine.model.version:
+            self._engine.swap(model_of(msgspec.json.encode(self._engine.model.spec), version))
+
+    def keep(self, versions: set[str]) -> None:
+        """Forget the others."""
+        self.held &= versions
+
+
 TOPICS = OutputTopics("forecasts", "signals", "dead-letters", lambda topic: f"{topic}.state")
 
 
 def make_pipeline(
-    config: Config, number: int = 0, which: int = 1, partitions: int = 4, layout: int = LAYOUT
+    config: Config,
+    number: int = 0,
+    which: int = 1,
+    partitions: int = 4,
+    layout: int = LAYOUT,
+    directory: Directory | None = None,
 ) -> Pipeline:
     """One input's pipeline; outputs go to partition (length of the key) % partitions."""
     engine = engine_of(config, number, which)
-    each = config.inputs[number]
-    return Pipeline(
-        each, config.streams, engine, layout, f"{each.name}@v1", TOPICS, lambda _, key: len(key) % partitions
-    )
+    each, directory = config.inputs[number], directory or Directory()
+    shelf = Library(engine, directory)
+    versions = Versions(each.name, shelf, directory.champion, refresh_s=0.0, missing=config.models.missing)
+    return Pipeline(each, config.streams, engine, layout, versions, TOPICS, lambda _, key: len(key) % partitions)
 
 
 class Clock:
@@ -208,6 +264,7 @@ class Daemon:
         clock: Clock | None = None,
         source: MemorySource | None = None,
         layout: int = LAYOUT,
+        directory: Directory | None = None,
     ) -> None:
         self.log = log
         self.clock = clock or Clock()
@@ -215,7 +272,9 @@ class Daemon:
         topics = [topic for each in config.inputs for topic in each.topics]
         self.source = source or MemorySource(log, topics, poll)
         self.sink = RefusingSink(log, failures or {})
-        self.pipelines = [make_pipeline(config, i, which, layout=layout) for i in range(len(config.inputs))]
+        self.pipelines = [
+            make_pipeline(config, i, which, layout=layout, directory=directory) for i in range(len(config.inputs))
+        ]
         routes = Routes(config.inputs, config.kafka)
         by_name = {pipeline.config.name: pipeline for pipeline in self.pipelines}
         self.health = Health(("broker", "assignment", "restore"))

@@ -25,7 +25,7 @@ from forecaster.errors import ModelMismatch, Reason
 from forecaster.messages import decode_state
 from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
-from forecaster.records import MemoryRecord, Output, Record, TopicPartition
+from forecaster.records import Assigned, MemoryRecord, Output, Record, TopicPartition
 from forecaster.streams import StreamKey
 
 P0, P1 = TopicPartition("ticks", 0), TopicPartition("ticks", 1)
@@ -407,7 +407,7 @@ def test_restored_streams_go_on_as_if_nothing_had_been(capacity: int) -> None:
     rows = rows_of(old)
     expected = step_all(make_pipeline(make_config()), ticks, 2)
     pipeline = make_pipeline(make_config(streams={"capacity": capacity}))
-    pipeline.assign(P0, 50)
+    pipeline.assign(Assigned(P0, 50, 0))
     assert pipeline.restore(P0, rows, NOW_S) == 0
     assert len(pipeline) == 4
     outputs = [
@@ -428,7 +428,7 @@ def test_records_that_a_row_includes_are_not_stepped_again() -> None:
     rows = rows_of(old)
     step_all(old, ticks[4:], 4)
     pipeline = make_pipeline(make_config())
-    pipeline.assign(P0, 6)
+    pipeline.assign(Assigned(P0, 6, 0))
     pipeline.restore(P0, rows, NOW_S)
     outcome = step(pipeline, records(*ticks, b"{", start=0)[:6])
     assert outcome.outputs == []
@@ -439,7 +439,7 @@ def test_records_that_a_row_includes_are_not_stepped_again() -> None:
 def test_bad_records_in_a_replay_are_silent() -> None:
     """A dead letter that was committed before the restart is not written again."""
     pipeline = make_pipeline(make_config())
-    pipeline.assign(P0, 3)
+    pipeline.assign(Assigned(P0, 3, 0))
     outcome = step(pipeline, records(tick("A", 1, 1), b"{", tick("A", 0, 1), b"[]"))
     assert answers_of(outcome.outputs).dead == {("ticks", 0, 3): "wrong_shape"}
     assert reasons(outcome) == [Reason.WRONG_SHAPE]
@@ -456,7 +456,7 @@ def test_later_row_of_a_stream_replaces_the_earlier_one() -> None:
     cuts: list[list[list[Record]]] = [[[*first, *second, gone]], [first, second, [gone]]]
     for pieces in cuts:
         pipeline = make_pipeline(make_config())
-        pipeline.assign(P0, 3)
+        pipeline.assign(Assigned(P0, 3, 0))
         for piece in pieces:
             assert pipeline.restore(P0, piece, NOW_S) == 0
         assert len(pipeline) == 1
@@ -468,7 +468,7 @@ def test_rows_ahead_of_the_offsets_begin_anew() -> None:
     old = make_pipeline(make_config())
     step(old, records(tick("A", 0, 1), tick("A", 1, 1)))
     pipeline = make_pipeline(make_config())
-    pipeline.assign(P0, 1)
+    pipeline.assign(Assigned(P0, 1, 0))
     assert pipeline.restore(P0, rows_of(old), NOW_S) == 1
     assert len(pipeline) == 0
 
@@ -478,7 +478,7 @@ def test_rows_of_another_network_begin_anew() -> None:
     old = make_pipeline(make_config(), layout=1)
     step(old, records(tick("A", 0, 1)))
     pipeline = make_pipeline(make_config(), layout=2)
-    pipeline.assign(P0, 1)
+    pipeline.assign(Assigned(P0, 1, 0))
     assert pipeline.restore(P0, [*rows_of(old), MemoryRecord("ticks.state", 0, 1, 0, b"B", b"x")], NOW_S) == 2
     assert len(pipeline) == 0
 
@@ -488,7 +488,7 @@ def test_rows_of_another_network_are_refused_where_the_config_says_so() -> None:
     old = make_pipeline(make_config(), layout=1)
     step(old, records(tick("A", 0, 1)))
     pipeline = make_pipeline(make_config(streams={"state_mismatch": "refuse"}), layout=2)
-    pipeline.assign(P0, 1)
+    pipeline.assign(Assigned(P0, 1, 0))
     with pytest.raises(ModelMismatch, match=r"^state of A in ticks.state: made for another network .* = \"cold\"$"):
         pipeline.restore(P0, rows_of(old), NOW_S)
 
@@ -498,7 +498,7 @@ def test_restored_streams_are_not_idle_at_once() -> None:
     old = make_pipeline(make_config())
     step(old, records(tick("A", 0, 1)))
     pipeline = make_pipeline(make_config(streams={"idle_ttl_s": 100}))
-    pipeline.assign(P0, 1)
+    pipeline.assign(Assigned(P0, 1, 0))
     pipeline.restore(P0, rows_of(old), NOW_S)
     pipeline.drop_idle(NOW_S + 99)
     assert len(pipeline) == 1

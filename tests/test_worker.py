@@ -168,7 +168,7 @@ def test_committed_replay_offset_covers_what_the_rows_lack() -> None:
         rows = {record.key: record.value for record in log.all("ticks.state")}
         for record in log.read(P0, 0, commit.replay_offset):
             assert record.key in rows
-    assert commit == Commit(60, 60)
+    assert commit == Commit(60, 60, "v1")
     assert max(replayed) > 4
 
 
@@ -176,11 +176,11 @@ def test_a_drained_daemon_leaves_nothing_to_replay() -> None:
     """On the way out every row is written: the next start steps nothing again."""
     log = log_of(walk("ABC", 30))
     daemon = Daemon(log, make_config(streams={"flush_interval_s": 1e9})).settle()
-    assert log.offsets[P0] == Commit(30, 0)
+    assert log.offsets[P0] == Commit(30, 0, "v1")
     stop = threading.Event()
     stop.set()
     daemon.worker.run(stop)
-    assert log.offsets[P0] == Commit(30, 30)
+    assert log.offsets[P0] == Commit(30, 30, "v1")
     assert {record.key for record in log.all("ticks.state")} == {b"A", b"B", b"C"}
 
 
@@ -346,7 +346,7 @@ def test_bad_records_alone_are_committed_too() -> None:
     """A poll of nothing but bad records moves the offsets on."""
     log = log_of([b"{", b"[]", b"\xff"])
     run_once(log, make_config())
-    assert log.offsets[P0] == Commit(3, 3)
+    assert log.offsets[P0] == Commit(3, 3, "v1")
     assert answers(log).counts == (0, 0, 3)
 
 
@@ -359,7 +359,7 @@ def test_idle_streams_are_swept_between_batches() -> None:
     daemon.settle()
     assert len(daemon.pipeline) == 0
     assert [record.value is None for record in log.all("ticks.state")] == [True]
-    assert log.offsets[P0] == Commit(1, 1)
+    assert log.offsets[P0] == Commit(1, 1, "v1")
 
 
 def test_rows_are_written_with_no_traffic() -> None:
@@ -370,7 +370,7 @@ def test_rows_are_written_with_no_traffic() -> None:
     daemon.clock.now_s += 10
     daemon.settle()
     assert [record.key for record in log.all("ticks.state")] == [b"A"]
-    assert log.offsets[P0] == Commit(1, 1)
+    assert log.offsets[P0] == Commit(1, 1, "v1")
 
 
 def test_a_quiet_daemon_writes_nothing() -> None:

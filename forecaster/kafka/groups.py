@@ -11,7 +11,7 @@ from forecaster.errors import Fatal
 from forecaster.kafka import clients
 from forecaster.kafka.failures import translate, translated
 from forecaster.kafka.sink import client_offsets
-from forecaster.kafka.source import decode_replay_offset
+from forecaster.kafka.source import decode_commit
 from forecaster.records import Commit, TopicPartition
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def committed_offsets(config: KafkaConfig) -> dict[TopicPartition, Commit]:
     finally:
         admin.close()
     return {
-        TopicPartition(*partition): Commit(told.offset, decode_replay_offset(told.metadata, told.offset))
+        TopicPartition(*partition): decode_commit(told.offset, told.metadata)
         for partition, told in found.items()
         if told.offset >= 0
     }

@@ -28,7 +28,7 @@ from kafka.structs import TopicPartition as ClientPartition
 from forecaster.errors import BrokerUnavailable, Fatal, ForecasterError, TransactionAborted
 from forecaster.kafka import clients
 from forecaster.kafka.failures import cause, translate
-from forecaster.kafka.source import encode_replay_offset
+from forecaster.kafka.source import encode_metadata
 from forecaster.kafka.topics import describe_topics
 from forecaster.records import Commit, Output, TopicPartition
 
@@ -256,6 +256,6 @@ class KafkaSink:
 def client_offsets(offsets: Mapping[TopicPartition, Commit]) -> dict[Any, Any]:
     """Our offsets as the client takes them."""
     return {
-        ClientPartition(*partition): OffsetAndMetadata(commit.offset, encode_replay_offset(commit), -1)
+        ClientPartition(*partition): OffsetAndMetadata(commit.offset, encode_metadata(commit), -1)
         for partition, commit in offsets.items()
     }

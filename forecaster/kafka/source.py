@@ -46,7 +46,7 @@ JOIN_MAX_S = 4.0
 # Joining and beating begin in one step of the client's, on another thread.
 FENCED_AFTER_S = 1.0
 
-_REPLAY = re.compile(r"^replay=(\d+)$")
+_METADATA = re.compile(r"^(?:replay=(\d+))? ?(?:model=(\S+))?$")
 
 
 class KafkaSource:
@@ -316,14 +316,13 @@ class KafkaSource:
     def _start(self, partition: Any, committed: Any, first: int) -> Assigned:
         ours = TopicPartition(*partition)
         if committed is not None and committed.offset >= 0:
-            offset = committed.offset
-            replay = decode_replay_offset(committed.metadata, offset)
-        elif self._config.auto_offset_reset == "latest":
-            offset = replay = self._consumer.end_offsets([partition])[partition]
+            commit = decode_commit(committed.offset, committed.metadata)
         else:
-            offset = replay = first
+            latest = self._config.auto_offset_reset == "latest"
+            begin = self._consumer.end_offsets([partition])[partition] if latest else first
+            commit = Commit(begin, begin)
         # What retention has deleted can be neither answered nor stepped again.
-        return Assigned(ours, max(offset, first), max(replay, first))
+        return Assigned(ours, max(commit.offset, first), max(commit.replay_offset, first), commit.version)
 
     def _probe(self) -> None:
         """Tell a silent broker from an empty topic: the client retries for ever and says nothing."""
@@ -371,12 +370,15 @@ def subscription_pattern(config: KafkaConfig, topics: Sequence[str], patterns: S
     return f"^(?!(?:{ours})$)(?:{wanted})$"
 
 
-def encode_replay_offset(commit: Commit) -> str:
-    """The committed offset's metadata: nothing where a restart begins at the offset itself."""
-    return "" if commit.replay_offset == commit.offset else f"replay={commit.replay_offset}"
+def encode_metadata(commit: Commit) -> str:
+    """The committed offset's metadata: `replay=90 model=v7`; no `replay` where nothing is to be stepped again."""
+    replay = "" if commit.replay_offset == commit.offset else f"replay={commit.replay_offset}"
+    return f"{replay} model={commit.version}".strip() if commit.version else replay
 
 
-def decode_replay_offset(metadata: str | None, offset: int) -> int:
-    """The replay offset of a committed offset; `offset` itself where there is none of ours."""
-    match = _REPLAY.match(metadata or "")
-    return min(int(match[1]), offset) if match else offset
+def decode_commit(offset: int, metadata: str | None) -> Commit:
+    """A committed offset and its metadata; a restart begins at the offset itself where there is none of ours."""
+    match = _METADATA.match(metadata or "")
+    if match is None:
+        return Commit(offset, offset)
+    return Commit(offset, min(int(match[1] or offset), offset), match[2] or "")

@@ -154,15 +154,24 @@ class StepEngine:
         """Take over the weights of `model`, of the same spec; nothing is compiled again, states stay.
 
         Raises:
-            ModelMismatch: the spec is another one.
+            ModelMismatch: it does not fit.
+        """
+        self.require_fit(model)
+        for name, value in model.weights.items():
+            self._weights[name].assign(value)
+        self.model = model
+
+    def require_fit(self, model: Model) -> None:
+        """Refuse what `swap` cannot take over.
+
+        Raises:
+            ModelMismatch: the spec is another one, or the weights are not those of the spec.
         """
         if model.spec != self.model.spec:
             raise ModelMismatch(
                 f"model {model.version} is another network than {self.model.version}: it cannot take over its states"
             )
-        for name, value in model.weights.items():
-            self._weights[name].assign(value)
-        self.model = model
+        require_shapes(model)
 
     def _trace(self, bucket: Bucket) -> Compiled:
         spec, layout, table = self.model.spec, self.layout, self._table

@@ -18,10 +18,11 @@ import json
 import logging
 import random
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +34,7 @@ from forecaster.messages import parse_source
 from forecaster.model.columns import Scores, StepInputs, StepOutputs
 from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.records import Commit, Output, Poll, Record, TopicPartition
+from forecaster.versions import Versions
 from forecaster.worker import StateReader, Worker
 
 START_S = 1_700_000_000.0
@@ -41,9 +43,13 @@ Key = tuple[int, int]
 
 
 class Arithmetic:
-    """An engine whose forecast is a decayed sum over the stream's past: any record more or less changes it."""
+    """An engine whose forecast is a decayed sum over the stream's past: any record more or less changes it.
+
+    Its weights are one number, the version's: a record stepped with another version changes all that follows, too.
+    """
 
     def __init__(self, capacity: int) -> None:
+        self.version = 0
         self._rows = np.full((capacity, 2), np.nan, np.float32)
         self._before: dict[int, NDArray[np.float32]] = {}
 
@@ -54,7 +60,7 @@ class Arithmetic:
         for i, slot in enumerate(inputs.slots.tolist()):
             row = np.zeros(2, np.float32) if inputs.fresh[i] else self._rows[slot]
             value = row[0] if np.isnan(inputs.values[i, 0]) else inputs.values[i, 0]
-            self._rows[slot] = (row[0] * 0.75 + value + inputs.elapsed_s[i] / 16, row[1] + 1)
+            self._rows[slot] = (row[0] * 0.75 + value + inputs.elapsed_s[i] / 16 + self.version, row[1] + 1)
             made[i] = self._rows[slot, 0]
         up = (made > 0).astype(np.float32)[:, None, None]
         none = np.full((len(made), 1, 1), np.nan, np.float32)
@@ -77,8 +83,33 @@ class Arithmetic:
         self._rows[slots] = rows
 
 
+class Library:
+    """A models directory in one member's eyes: `v0`, `v1`, ..., the newest is the champion."""
+
+    def __init__(self, engine: Arithmetic, group: Group) -> None:
+        self._engine, self._group = engine, group
+        self._held: set[str] = set()
+
+    def champion(self) -> str:
+        """The newest."""
+        return f"v{self._group.version}"
+
+    def load(self, version: str) -> None:
+        """All are there, for ever."""
+        self._held.add(version)
+
+    def use(self, version: str) -> None:
+        """What is at hand."""
+        assert version in self._held, f"{version} was let go of"
+        self._engine.version = int(version[1:])
+
+    def keep(self, versions: set[str]) -> None:
+        """No others."""
+        self._held &= versions
+
+
 class Group:
-    """What the broker knows: the topics, the offsets, and whose partition is whose."""
+    """What the broker knows: the topics, the offsets, and whose partition is whose; and the newest weights."""
 
     def __init__(self, partitions: int) -> None:
         self.log = MemoryLog(compacted=[TOPICS.state("ticks")])
@@ -87,6 +118,7 @@ class Group:
         for topic in (TOPICS.forecast, TOPICS.signal, TOPICS.dead_letter):
             self.log.create(topic, 3)
         self.partitions = [TopicPartition("ticks", number) for number in range(partitions)]
+        self.version = 0
         self.owner: dict[TopicPartition, object] = {}
         self.generation: dict[TopicPartition, int] = defaultdict(int)  # one more each time that it changes hands
 
@@ -208,8 +240,15 @@ class Member:
     def __init__(self, group: Group, config: Config, clock: Clock, chance: random.Random, trouble: Trouble) -> None:
         self.source = GroupSource(group, chance, trouble, config.kafka.poll_records_max)
         self.sink = GroupSink(group, self, chance, trouble)
-        engine = Arithmetic(config.streams.capacity)
-        self.pipeline = Pipeline(config.inputs[0], config.streams, engine, 7, "m", TOPICS, lambda _, key: sum(key) % 3)
+        self.engine = engine = Arithmetic(config.streams.capacity)
+        library = Library(engine, group)
+        library.load(library.champion())
+        # Some look at the directory rarely, and hear of a champion after the others.
+        refresh_s = chance.choice([0.0, 1.0, 60.0])
+        versions = Versions("ticks", library, library.champion(), refresh_s)
+        self.pipeline = Pipeline(
+            config.inputs[0], config.streams, engine, 7, versions, TOPICS, lambda _, key: sum(key) % 3
+        )
         self.health = Health(("broker", "assignment", "restore"))
         self.worker = Worker(
             source=self.source,
@@ -240,6 +279,7 @@ class Plan(NamedTuple):
     members: int
     records: int
     streams: int
+    swaps: float  # how likely there are new weights, per thing that happens
 
 
 def plan(seed: int) -> Plan:
@@ -275,6 +315,8 @@ def plan(seed: int) -> Plan:
         chance.randint(1, 4),
         chance.choice([40, 150]),
         chance.choice([3, 10]),
+        # Answered twice is answered with two versions: only where that cannot be is there one right answer.
+        chance.choice([0.0, 0.02, 0.2]) if guarantee == "exactly-once" else 0.0,
     )
 
 
@@ -312,6 +354,7 @@ class World:
 
     def _something(self) -> None:
         chance = self._chance
+        self.group.version += chance.random() < self.plan.swaps
         what = chance.random()
         if what < 0.35:
             for output in self._left[: (count := chance.randint(1, 8))]:
@@ -390,14 +433,41 @@ def answers(log: MemoryLog) -> dict[Key, list[Any]]:
     return found
 
 
-def uninterrupted(world: World) -> dict[Key, list[Any]]:
-    """The same records through one daemon that nothing happens to."""
+class Told(Versions):
+    """Each record with the version that it is told to have, one record at a time."""
+
+    def __init__(self, engine: Arithmetic, script: Mapping[Key, int]) -> None:
+        super().__init__("ticks", Library(engine, Group(1)), "v0", 1e9)
+        self._engine, self._script = engine, script
+        self._next: Counter[int] = Counter()
+
+    def use(self, partition: TopicPartition) -> str:
+        """The script's; any for a record that is refused."""
+        self._engine.version = self._script.get((partition.partition, self._next[partition.partition]), 0)
+        self._next[partition.partition] += 1
+        return f"v{self._engine.version}"
+
+
+def versions_of(published: Mapping[Key, Sequence[Any]]) -> dict[Key, int]:
+    """The version of the weights that each forecast names."""
+    return {
+        key: int(value["model"].partition("@v")[2])
+        for key, found in published.items()
+        for topic, _, _, value in found
+        if topic == TOPICS.forecast
+    }
+
+
+def uninterrupted(world: World, script: Mapping[Key, int]) -> dict[Key, list[Any]]:
+    """The same records through one daemon that nothing happens to; each stepped with the script's version."""
     group = Group(world.plan.partitions)
     for partition in group.partitions:
         for record in world.group.log.read(partition):
             group.log.append(Output("ticks", record.partition, record.key, record.value, [], record.timestamp))
     config = world.plan.config
+    config = msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, poll_records_max=1))
     member = Member(group, config, Clock(), random.Random(0), Trouble(0, 0, 0))
+    member.pipeline.versions = Told(member.engine, script)
     for partition in group.partitions:
         group.owner[partition] = member
     member.source.assign(group.partitions)
@@ -411,7 +481,10 @@ def check(seed: int) -> None:
     world = World(seed)
     world.run()
     exactly_once = world.plan.config.kafka.processing_guarantee == "exactly-once"
-    published, expected = answers(world.group.log), uninterrupted(world)
+    published = answers(world.group.log)
+    script = versions_of(published)
+    _check_versions(script)
+    expected = uninterrupted(world, script)
     for partition in world.group.partitions:
         for offset in range(world.group.log.end(partition)):
             key = (partition.partition, offset)
@@ -424,6 +497,14 @@ def check(seed: int) -> None:
                 assert all(each in got for each in want if each[0] != TOPICS.signal), f"{key} got {got}"
     if exactly_once:
         _check_order(published)
+
+
+def _check_versions(script: Mapping[Key, int]) -> None:
+    """A partition goes from one version to a newer one, and never back."""
+    last: dict[int, int] = {}
+    for (partition, offset), version in sorted(script.items()):
+        assert version >= last.get(partition, 0), f"{(partition, offset)} has v{version} after v{last[partition]}"
+        last[partition] = version
 
 
 def _check_order(published: Mapping[Key, Sequence[Any]]) -> None:

@@ -1,11 +1,12 @@
-"""A seeded storm over real daemons on a real Kafka: kills, restarts, pauses, a broker that goes away.
+"""A seeded storm over real daemons on a real Kafka: kills, restarts, pauses, new weights, a broker that goes away.
 
     python tests/chaos/storm.py --records 200000 --kills 30
 
 While an independent client writes, daemons are killed (SIGKILL), stopped (SIGTERM),
-paused past the session timeout (SIGSTOP) and their broker is restarted and killed.
-Then an independent read_committed reader compares what was published with one
-uninterrupted run over the same records.
+paused past the session timeout (SIGSTOP), their broker is restarted and killed, and
+other weights are promoted. Then an independent read_committed reader compares what was
+published with one uninterrupted run over the same records, each of them stepped with the
+version of the weights that its forecast names.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from daemons import TAIL_LINES, DaemonProcess
 from traffic import Traffic, Writer, Written
-from verdict import Findings, judge, read_all, uninterrupted
+from verdict import Findings, judge, read_all, uninterrupted, versions_of
 
 from forecaster.config import Config, load_config
 from forecaster.devkafka import DevKafka
 from forecaster.model import registry
 from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
-from forecaster.service import network_spec
+from forecaster.networks import network_spec
 
 PARTITIONS = 8
 STREAMS = 500
@@ -69,6 +70,9 @@ network = {{ units = 8 }}
 capacity = {capacity}
 flush_interval_s = {flush_interval_s}
 
+[models]
+refresh_s = 1.0
+
 [http]
 listen = "127.0.0.1:0"
 """
@@ -85,6 +89,7 @@ class Storm(NamedTuple):
     pauses: int
     broker_restarts: int
     broker_kills: int = 0
+    swaps: int = 0
     flush_interval_s: float = 10.0
     capacity: int = 1_024
     poll_records_max: int = 200
@@ -127,6 +132,7 @@ def schedule(storm: Storm) -> list[Stroke]:
         + ["pause"] * storm.pauses
         + ["broker restart"] * storm.broker_restarts
         + ["broker kill"] * storm.broker_kills
+        + ["swap"] * storm.swaps
     )
     chance.shuffle(kinds)
     strokes = []
@@ -202,12 +208,14 @@ class Stage:
         assert len(inputs) == self.writer.written, (len(inputs), self.writer.written)
         streams = msgspec.structs.replace(self.config.streams, capacity=1_024, flush_interval_s=1e9)
         calm = msgspec.structs.replace(self.config, streams=streams)
-        reference = uninterrupted(calm, "ticks", inputs, PARTITIONS)
         forecasts = read_all(servers, kafka.forecast_topic)
+        versions = versions_of(forecasts)
+        reference = uninterrupted(calm, "ticks", inputs, PARTITIONS, versions)
         dead_letters, signals = read_all(servers, kafka.dead_letter_topic), read_all(servers, kafka.signal_topic)
         findings, told = judge(inputs, forecasts, dead_letters, signals, reference)
         reasons = Counter(answer.reason for answer in reference.answers.values() if answer.reason)
         self.counts.update({f"dead letters {reason}": count for reason, count in reasons.items()})
+        self.counts.update(f"forecasts of {version}" for version in versions.values())
         for what, text in (("restores", " restored "), ("aborted batches", "trying again"), ("crashes", "Traceback")):
             self.counts[what] = sum(daemon.count_lines(text) for daemon in self.daemons)
         exits = [f"{daemon.instance}: {code}: {line}" for daemon in self.daemons for code, line in daemon.exits]
@@ -223,6 +231,13 @@ class Stage:
     def _strike(self, stroke: Stroke) -> None:
         self.counts[stroke.what] += 1
         daemon = self.daemons[stroke.instance]
+        if stroke.what == "swap":
+            save_noisy_model(self._directory / "model", self.config, self.counts["swap"])
+            # Within the time that the others take to notice, half of the times.
+            if stroke.down_s > 1.0 and daemon.running:
+                daemon.kill()
+                daemon.start()
+            return
         if stroke.what == "broker restart":
             self.kafka.stop()
             time.sleep(stroke.down_s)
@@ -296,13 +311,13 @@ class Stage:
         return config
 
 
-def save_noisy_model(directory: Path, config: Config) -> None:
-    """Weights whose forecasts depend on all of a stream's state: an untrained head's kernel is zero."""
+def save_noisy_model(directory: Path, config: Config, number: int = 0) -> None:
+    """Promote weights whose forecasts depend on all of a stream's state: an untrained head's kernel is zero."""
     spec = network_spec(config.inputs[0])
-    weights = initial_weights(spec, seed=1)
-    noise = np.random.default_rng(2).standard_normal(weights["head/kernel"].shape)
+    weights = initial_weights(spec, seed=1 + number)
+    noise = np.random.default_rng(2 + number).standard_normal(weights["head/kernel"].shape)
     weights["head/kernel"] = (0.5 * noise).astype(np.float32)
-    registry.save(directory, Model(spec=spec, weights=weights, version="noisy"))
+    registry.save(directory, Model(spec=spec, weights=weights, version=f"v{number:02}"))
 
 
 def create_topics(bootstrap_servers: str, config: Config) -> None:
@@ -339,6 +354,7 @@ def main() -> int:
     parser.add_argument("--pauses", type=int, default=4)
     parser.add_argument("--broker-restarts", type=int, default=3)
     parser.add_argument("--broker-kills", type=int, default=1)
+    parser.add_argument("--swaps", type=int, default=6)
     parser.add_argument("--flush-interval-s", type=float, default=10.0)
     parser.add_argument("--capacity", type=int, default=1_024, help="below 500 streams move between the tiers")
     parser.add_argument("--calm-s", type=float, default=12.0, help="mean time between two strokes")

@@ -72,7 +72,7 @@ def test_a_drain_writes_every_row() -> None:
     while group.log.offsets.get(group.partitions[0], Commit(0, 0)).offset < streams:
         member.turn()
     member.worker._drain()
-    assert group.log.offsets[group.partitions[0]] == Commit(streams, streams)
+    assert group.log.offsets[group.partitions[0]] == Commit(streams, streams, "v0")
     assert len(group.log.all("ticks.state")) == streams
 
 

@@ -16,8 +16,11 @@ from forecaster.config import Config
 from forecaster.health import Health
 from forecaster.kafka import partition_for_key
 from forecaster.memory import MemoryLog, MemorySink, MemorySource
-from forecaster.records import Output
+from forecaster.records import Output, Poll, Record
+from forecaster.records import TopicPartition as RecordPartition
 from forecaster.service import Engines, build_pipelines, build_worker
+from forecaster.shelf import ModelShelf
+from forecaster.versions import Versions
 
 READ_TIMEOUT_S = 120.0
 
@@ -47,12 +50,13 @@ class Findings(NamedTuple):
     out_of_order: int
     otherwise: int  # answered in another way than in the uninterrupted run
     signals_differ: int
+    backwards: int  # forecasts of an older version of the weights than the one before in their partition
     worst: float  # the largest difference of any published number, in the stream's scales
 
     @property
     def clean(self) -> bool:
         """Is every promise kept?"""
-        return not any(self[3:9]) and self.worst <= 1e-4
+        return not any(self[3:10]) and self.worst <= 1e-4
 
 
 def read_all(bootstrap_servers: str, topic: str) -> list[Message]:
@@ -104,8 +108,60 @@ class Reference(NamedTuple):
     signals: frozenset[Source]
 
 
-def uninterrupted(config: Config, topic: str, inputs: Sequence[Message], partitions: int) -> Reference:
-    """Step the same records once through the same worker, in memory, with nothing going wrong."""
+def versions_of(forecasts: Sequence[Message]) -> dict[Source, str]:
+    """The version of the weights that each record's forecast names."""
+    return {
+        source: json.loads(answers[0].body or b"{}")["model"].partition("@")[2]
+        for source, answers in answers_of(forecasts, "forecast").items()
+    }
+
+
+class _OneVersion(MemorySource):
+    """Polls of records that are to be stepped with one version of the weights; a refused record is of any."""
+
+    def __init__(self, log: MemoryLog, topic: str, records_max: int, versions: Mapping[Source, str]) -> None:
+        super().__init__(log, [topic], records_max)
+        self._versions = versions
+        self.version = min(versions.values(), default="")
+
+    def poll(self, timeout_s: float) -> Poll:
+        """What comes before the first record of another version in each partition."""
+        poll = super().poll(timeout_s)
+        told = (self._versions.get((record.partition, record.offset)) for record in poll.records)
+        self.version = next((version for version in told if version is not None), self.version)
+        kept: list[Record] = []
+        ended: dict[RecordPartition, int] = {}
+        for record in poll.records:
+            partition = RecordPartition(record.topic, record.partition)
+            if self._versions.get((record.partition, record.offset), self.version) != self.version:
+                ended.setdefault(partition, record.offset)
+            if partition not in ended:
+                kept.append(record)
+        self.rewind(ended)
+        return poll._replace(records=kept)
+
+
+class _Told(Versions):
+    """Every partition is stepped with the version of the poll at hand."""
+
+    def __init__(self, shelf: ModelShelf, source: _OneVersion) -> None:
+        super().__init__("told", shelf, source.version, 1e9)
+        self._source = source
+
+    def use(self, partition: RecordPartition) -> str:
+        """Whatever partition it is."""
+        self._shelf.load(self._source.version)
+        self._shelf.use(self._source.version)
+        return self._source.version
+
+
+def uninterrupted(
+    config: Config, topic: str, inputs: Sequence[Message], partitions: int, versions: Mapping[Source, str]
+) -> Reference:
+    """Step the same records once through the same worker, in memory, with nothing going wrong.
+
+    Each with the version of the weights that `versions` says.
+    """
     kafka = config.kafka
     log = MemoryLog()
     log.create(topic, partitions)
@@ -113,10 +169,12 @@ def uninterrupted(config: Config, topic: str, inputs: Sequence[Message], partiti
         output = Output(topic, message.partition(), message.key(), message.value(), [], message.timestamp()[1])
         written = log.append(output)
         assert written.offset == message.offset(), "the input topic has gaps"
-    source, sink = MemorySource(log, [topic], kafka.poll_records_max), MemorySink(log)
-    pipelines = build_pipelines(
-        config, Engines.compiled(config), lambda to, key: partition_for_key(key, log.partitions(to))
-    )
+    source, sink = _OneVersion(log, topic, kafka.poll_records_max, versions), MemorySink(log)
+    engines = Engines.compiled(config)
+    pipelines = build_pipelines(config, engines, lambda to, key: partition_for_key(key, log.partitions(to)))
+    for pipeline in pipelines:
+        shelf = ModelShelf(pipeline.config, engines.by_input[pipeline.config.name], follow=False)
+        pipeline.versions = _Told(shelf, source)
     stop = threading.Event()
     observer = _UntilRead(source, stop)
     build_worker(config, pipelines, source, sink, observer, Health(())).run(stop)
@@ -184,6 +242,8 @@ def judge(
         signalled[source] = len(answers)
     differ = signalled.keys() ^ reference.signals | {source for source, count in signalled.items() if count > 1}
     told += [f"signal: {source} published {signalled[source]} times" for source in sorted(differ)[:5]]
+    backwards = _backwards(versions_of(forecasts))
+    told += backwards[:5]
     findings = Findings(
         len(sources),
         len(forecasts),
@@ -194,9 +254,21 @@ def judge(
         len(disordered),
         otherwise,
         len(differ),
+        len(backwards),
         worst if np.isfinite(worst) else 1e9,
     )
     return findings, told
+
+
+def _backwards(versions: Mapping[Source, str]) -> list[str]:
+    """Records whose forecast has an older version than one before it in their partition; names sort by age."""
+    told = []
+    newest: dict[int, str] = {}
+    for (partition, offset), version in sorted(versions.items()):
+        if version < newest.get(partition, ""):
+            told.append(f"backwards: {partition, offset} has {version} after {newest[partition]}")
+        newest[partition] = max(version, newest.get(partition, ""))
+    return told
 
 
 def _disorder(published: Mapping[Source, Sequence[Answer]]) -> list[str]:
