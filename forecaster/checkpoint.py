@@ -32,7 +32,7 @@ class Checkpoint:
     """The queue of unwritten streams, one for each partition. Undone with the batch that it belongs to."""
 
     def __init__(self, flush_interval_s: float) -> None:
-        self._flush_interval_s = flush_interval_s
+        self.flush_interval_s = flush_interval_s
         self._queues: dict[TopicPartition, OrderedDict[str, Unwritten]] = {}
         self._joined: list[StreamKey] = []
         self._left: list[tuple[StreamKey, Unwritten]] = []
@@ -55,7 +55,7 @@ class Checkpoint:
         # Beyond what has just joined, or a queue that is to be emptied would never be.
         rows_max = ROWS_PER_FLUSH_MAX + len(self._joined)
         for partition, queue in self._queues.items():
-            due_before_s = now_s if everything or partition in hurried else now_s - self._flush_interval_s
+            due_before_s = now_s if everything or partition in hurried else now_s - self.flush_interval_s
             while queue and len(taken) < rows_max:
                 stream, unwritten = next(iter(queue.items()))
                 if unwritten.since_s > due_before_s:

@@ -120,6 +120,11 @@ class Pipeline:
         """How many it keeps at most, in both tiers."""
         return max(self._streams.streams_max, self.table.capacity)
 
+    def reconfigure(self, config: InputConfig, streams: StreamsConfig) -> None:
+        """Go on with other live keys (sections.py). Between two batches."""
+        self.config, self._streams = config, streams
+        self.checkpoint.flush_interval_s = streams.flush_interval_s
+
     # ------------------------------------------------------------------ a batch
 
     def process(self, records: Sequence[Record], now_s: float) -> Outcome:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import inspect as types
 
 from forecaster import sections
-from forecaster.sections import Config
+from forecaster.sections import Config, live_keys
 
 _HEAD = """\
 # Configuration
@@ -36,6 +36,10 @@ Order, later wins: the defaults below, the file, the environment, flags.
 **Secrets** are no keys: what a key `x_file` names is a file with the secret `x` alone in it. Without that key it is
 taken from the environment (`FORECASTER__KAFKA__SASL_PASSWORD`) or from systemd's credentials
 (`LoadCredential=kafka.sasl_password:/etc/forecaster/password`). No log, error or page ever has it: `***` stands there.
+
+**Live** keys can be changed while the daemon runs: change the file and send SIGHUP. The log says what was taken, and
+what waits for a restart. What decides which records step a stream, such as `late`, waits on purpose: after a crash
+records are stepped again, and must be judged as they were before. A stop by SIGTERM leaves none to step again.
 """
 
 
@@ -65,7 +69,7 @@ def _sections(section: type[msgspec.Struct], place: str) -> Iterator[str]:
     assert isinstance(info, types.StructType)
     inner: list[tuple[str, type[msgspec.Struct]]] = []
     rows: list[str] = []
-    texts = meanings(section)
+    texts, live = meanings(section), live_keys(section)
     for field in info.fields:
         name = field.encode_name
         kind = field.type
@@ -73,10 +77,11 @@ def _sections(section: type[msgspec.Struct], place: str) -> Iterator[str]:
         if isinstance(element, types.StructType):
             inner.append((_inner(name, place, listed=element is not kind), element.cls))
             continue
-        rows.append(f"| `{name}` | {_kind(kind)} | {_default(field)} | {texts[field.name]} |")
+        marks = "live" if field.name in live else ""
+        rows.append(f"| `{name}` | {_kind(kind)} | {_default(field)} | {marks} | {texts[field.name]} |")
     if rows:
         doc = (section.__doc__ or "").strip()
-        yield f"## {place}\n\n{doc}\n\n| key | type | default | meaning |\n|---|---|---|---|"
+        yield f"## {place}\n\n{doc}\n\n| key | type | default | | meaning |\n|---|---|---|---|---|"
         yield from rows
         yield ""
     for where, cls in inner:

@@ -1,7 +1,8 @@
 """Every setting, once: its key, its type and range, its default and what it means.
 
-The text under a key is its line in docs/configuration.md. A key that
-ends in `_file` names the file of a secret, which has other ways in: credentials.py.
+The text under a key is its line in docs/configuration.md. `LIVE` marks what a SIGHUP
+may change in a running daemon. A key that ends in `_file` names the file of a secret,
+which has other ways in: credentials.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import socket
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 from forecaster.credentials import read_secret
 from forecaster.errors import InvalidConfig
@@ -23,12 +24,21 @@ Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Topic = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 InputName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9._-]{1,100}$")]
 
+LIVE = Meta(extra={"live": True})
 STREAM_FROM_KEY = "@key"
 DEFAULT_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of the config: unknown keys are errors."""
+
+
+def live_keys(section: type[msgspec.Struct]) -> set[str]:
+    """The keys of a section that a SIGHUP may change."""
+    info = inspect.type_info(section)
+    assert isinstance(info, inspect.StructType)
+    kinds = {field.name: field.type for field in info.fields}
+    return {name for name, kind in kinds.items() if isinstance(kind, inspect.Metadata) and kind.extra == LIVE.extra}
 
 
 def _instance() -> str:
@@ -158,9 +168,9 @@ class SignalConfig(Section, frozen=True):
     """Which target; unset: the input's first."""
     horizon: Count | None = None
     """Which horizon; unset: the input's first."""
-    threshold: Annotated[float, Meta(ge=0.5, lt=1.0)] = 0.55
+    threshold: Annotated[float, Meta(ge=0.5, lt=1.0), LIVE] = 0.55
     """P(up) or P(down) must be above this, else the signal is flat."""
-    publish: Literal["changes", "every"] = "changes"
+    publish: Annotated[Literal["changes", "every"], LIVE] = "changes"
     """Only when a stream's direction changes, or with every record."""
 
 
@@ -241,9 +251,9 @@ class StreamsConfig(Section, frozen=True):
     180 MB. More streams than that are no loss, only a way through host memory for those that have been quiet."""
     streams_max: Annotated[int, Meta(ge=0)] = 200_000
     """Streams beyond `capacity` keep their state in host memory up to this many in all: 180,000 x 9 kB = 1.7 GB."""
-    idle_ttl_s: Annotated[float, Meta(ge=0)] = 30 * 86_400.0
+    idle_ttl_s: Annotated[float, Meta(ge=0), LIVE] = 30 * 86_400.0
     """A stream that is quiet for so long is dropped; 0: never."""
-    flush_interval_s: Annotated[float, Meta(ge=0)] = 10.0
+    flush_interval_s: Annotated[float, Meta(ge=0), LIVE] = 10.0
     """A touched stream's state is written at most once in so long; a restart steps again what came since. 0: always."""
     state_mismatch: Literal["cold", "refuse"] = "cold"
     """A stored state made for another network: begin that stream anew, or do not start."""
@@ -267,7 +277,7 @@ class DeviceConfig(Section, frozen=True):
 
 
 class HttpConfig(Section, frozen=True):
-    """The server of /metrics, /livez and /readyz."""
+    """The server of /metrics, /livez and /readyz. SIGHUP reads its certificate and its secrets again."""
 
     listen: Annotated[str, Meta(pattern=r"^.+:\d{1,5}$")] = "127.0.0.1:9108"
     """`host:port`, or `[::1]:port`. Beyond this machine it needs TLS and a login."""
@@ -300,9 +310,9 @@ class HttpConfig(Section, frozen=True):
 class LogConfig(Section, frozen=True):
     """One line an event, on standard error."""
 
-    format: Literal["text", "json"] = "text"
+    format: Annotated[Literal["text", "json"], LIVE] = "text"
     """For people or for machines."""
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
     """From which level on."""
 
 

@@ -27,6 +27,7 @@ from forecaster.networks import state_checksum
 from forecaster.observer import MetricsObserver
 from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.rekey import Rekeyer
+from forecaster.reload import Reloader
 from forecaster.routing import Routes
 from forecaster.shelf import UNTRAINED, ModelShelf, load_model
 from forecaster.supervisor import Supervisor
@@ -153,6 +154,7 @@ def run(
     progress: Progress | None = None,
     observe: Callable[[Observer], Observer] = lambda observer: observer,
     started: Callable[[str, Health], None] | None = None,
+    reloader: Reloader | None = None,
 ) -> None:
     """The daemon, until `stop` is set.
 
@@ -161,6 +163,7 @@ def run(
         stop: drain and return, within seconds.
         progress: told what takes long before the daemon is ready.
         observe: may put an observer of its own around the metrics'.
+        reloader: read the config again where somebody asks for it.
         started: told the HTTP server's address and the health once they exist.
 
     Raises:
@@ -198,7 +201,13 @@ def run(
         worker = build_worker(config, pipelines, source, sink, observer, health, rekeyers)
         _spare_the_collector()
         event(log, "running", group=config.kafka.group_id, instance=config.kafka.instance)
-        worker.run(stop)
+
+        def apply(changed: Config) -> None:
+            server.guard.load()
+            for pipeline in pipelines:
+                pipeline.reconfigure(changed.input(pipeline.config.name), changed.streams)
+
+        worker.run(stop, partial(reloader.reload_if_asked, apply) if reloader else lambda: None)
         event(log, "drained")
 
 

@@ -141,13 +141,14 @@ class Worker:
         self._without_s: float | None = None  # since when the group has had no partition for us
         self._standing_by = False
 
-    def run(self, stop: threading.Event) -> None:
-        """Turn until `stop` is set; then drain.
+    def run(self, stop: threading.Event, between: Callable[[], None] = lambda: None) -> None:
+        """Turn until `stop` is set; then drain. `between` is called before each turn, when no batch is open.
 
         Raises:
             Fatal: nothing that waiting could mend. The batch at hand is not committed.
         """
         while not stop.is_set():
+            between()
             try:
                 self.turn()
             except (BrokerUnavailable, TransactionAborted) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import threading
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from forecaster import log as logs
 from forecaster.config import load_config
 from forecaster.log import event
 from forecaster.networks import trained_model
+from forecaster.reload import Reloader
 from forecaster.stopping import stop_on_signals
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     logs.configure(config.log.format, config.log.level)
     life = _Life()
     stop_on_signals(life.stop)
+    reloader = Reloader(config, lambda: load_config(arguments.config, arguments.overrides))
+    signal.signal(signal.SIGHUP, lambda *_: reloader.ask())
     threading.Thread(target=_leave_in_time, args=(life,), name="drain-limit", daemon=True).start()
     for each in config.inputs:
         trained_model(each)
@@ -66,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         return observer
 
     try:
-        service.run(config, life.stop, progress=compiling, observe=serving)
+        service.run(config, life.stop, progress=compiling, observe=serving, reloader=reloader)
     except _StoppedEarly:
         event(log, STOPPED_EARLY)
     life.ended.set()
