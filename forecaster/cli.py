@@ -86,6 +86,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     _add_config(verify)
     _add_verify(verify)
 
+    models = _command(commands, "models", "the versions of the inputs' weights, and which of them are in use")
+    _add_models(models)
+
     state = _command(commands, "state", "the streams' states as they are committed")
     _add_state(state)
 
@@ -132,6 +135,9 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     bound = "offset in every partition, or ISO 8601 time (no offset: UTC)"
     train.add_argument("--from", dest="start", metavar="WHERE", help=f"first record: {bound}")
     train.add_argument("--to", dest="end", metavar="WHERE", help=f"where to end, exclusive: {bound}")
+    train.add_argument(
+        "--no-promote", dest="promote", action="store_false", help="write the version, but do not use it"
+    )
     train.add_argument("--seconds", type=float, metavar="S", help="stop after this time")
     train.add_argument("--json", action="store_true", help="the report as one JSON document")
 
@@ -170,6 +176,23 @@ def _add_state(state: argparse.ArgumentParser) -> None:
             action.add_argument("--all", action="store_true", help="every stream of every input")
         if name in {"export", "import"}:
             action.add_argument("file", metavar="FILE", help="JSON lines")
+        if name in {"list", "show"}:
+            action.add_argument("--json", action="store_true", help="one JSON document a line")
+
+
+def _add_models(models: argparse.ArgumentParser) -> None:
+    actions = models.add_subparsers(metavar="action", dest="action", required=True)
+    for name, text in (
+        ("list", "every version, the one in use marked"),
+        ("show", "one version: what it is, what it learned from, how good it was, when it was in use"),
+        ("promote", "put a version in use; running daemons take it up"),
+        ("rollback", "put the version in use that was before the one that is"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        _add_config(action)
+        action.add_argument("--input", metavar="NAME", help="which of the config's inputs (where there are several)")
+        if name in {"show", "promote"}:
+            action.add_argument("version", metavar="VERSION")
         if name in {"list", "show"}:
             action.add_argument("--json", action="store_true", help="one JSON document a line")
 

@@ -105,7 +105,14 @@ def forecaster(*words: str, **options: Any) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["run", "--help"], ["check", "--config", "config.toml"], ["topics", "create"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["check", "--config", "config.toml"],
+        ["topics", "create"],
+        ["models", "list"],
+    ],
 )
 def test_tensorflow_is_not_loaded(words: list[str]) -> None:
     """`--help`, `--version`, `check` and `topics` never import TensorFlow, nor keras."""

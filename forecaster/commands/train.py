@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, report on standard output, save the version and make it the input's champion."""
+    """Train, report on standard output, save the version and (unless told otherwise) make it the input's champion."""
     config = load_config(arguments.config, arguments.overrides)
     logs.configure(config.log.format, config.log.level)
     input_config = config.input(arguments.input)
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     parent = registry.champion(directory)
     kept = {"history": _history(streams, refused), "held_out": scores}
     model = msgspec.structs.replace(model, parent=parent, training=model.training | kept)
-    path = registry.save(directory, model)
+    path = registry.save(directory, model, promote=arguments.promote)
     if arguments.json:
         document = {"version": model.version, "path": str(path), "report": msgspec.to_builtins(report)} | kept
         sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")

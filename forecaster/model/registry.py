@@ -2,7 +2,7 @@
 
     <directory>/<version>/weights.safetensors
     <directory>/<version>/model.json            everything needed to rebuild the network
-    <directory>/champion                        the version in use, one line
+    <directory>/champion                        what was put in use, a line each; the last one is
 
 A version is written under a temporary name and renamed when it is whole, and so is
 the pointer: a reader sees the old one or the new one, never half of either.
@@ -13,9 +13,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -30,6 +32,7 @@ from forecaster.model.spec import NetworkSpec
 WEIGHTS_FILE = "weights.safetensors"
 MODEL_FILE = "model.json"
 CHAMPION_FILE = "champion"
+PROMOTIONS_MAX = 1_000
 
 # A version is a directory's name and travels in every forecast.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -55,8 +58,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     training: dict[str, Any] = {}
 
 
-class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What model.json holds."""
+class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What model.json holds: a Model without its weights."""
 
     version: str
     created: str
@@ -66,13 +69,21 @@ class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training: dict[str, Any]
 
 
+class Promotion(NamedTuple):
+    """One line of the champion file: which version was put in use, when (ISO 8601), and why."""
+
+    version: str
+    when: str
+    why: str
+
+
 def new_version(now: datetime | None = None) -> str:
     """Name a version after the time, `20250131T120000123Z`: names sort by age."""
     now = now or datetime.now(UTC)
     return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z"
 
 
-def save(directory: Path, model: Model, *, promote: bool = True) -> Path:
+def save(directory: Path, model: Model, *, promote: bool = True, why: str = "trained") -> Path:
     """Write `model` as a version of `directory`, and make it the champion.
 
     Returns:
@@ -88,7 +99,7 @@ def save(directory: Path, model: Model, *, promote: bool = True) -> Path:
         raise Fatal(f"{path}: this version exists already, and versions are never overwritten")
     building = directory / f".{model.version}.{os.getpid()}"
     created = model.created or datetime.now(UTC).isoformat(timespec="seconds")
-    description = _Description(model.version, created, model.parent, ROW_FORMAT, model.spec, model.training)
+    description = Description(model.version, created, model.parent, ROW_FORMAT, model.spec, model.training)
     try:
         building.mkdir(parents=True)
         save_file(model.weights, building / WEIGHTS_FILE)
@@ -99,7 +110,7 @@ def save(directory: Path, model: Model, *, promote: bool = True) -> Path:
         shutil.rmtree(building, ignore_errors=True)
         raise Fatal(f"{path}: cannot be written: {error.strerror}") from error
     if promote:
-        set_champion(directory, model.version)
+        set_champion(directory, model.version, why)
     return path
 
 
@@ -112,19 +123,10 @@ def load(directory: Path, version: str | None = None) -> Model:
     version = version or champion(directory)
     if version is None:
         raise ModelMismatch(f"{directory}: no model here yet; train one first (forecaster train)")
-    _require_version(directory, version)
     path = directory / version
-    try:
-        description = msgspec.json.decode((path / MODEL_FILE).read_bytes(), type=_Description)
+    description = describe(directory, version)
+    with _readable(path):
         weights = load_file(path / WEIGHTS_FILE)
-    except FileNotFoundError as error:
-        raise ModelMismatch(
-            f"{path}: {Path(error.filename).name if error.filename else 'a file'} is missing"
-        ) from error
-    except OSError as error:
-        raise ModelMismatch(f"{path}: cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, SafetensorError) as error:
-        raise ModelMismatch(f"{path}: damaged, or written by another release: {error}") from error
     refuse_not_finite(weights)
     if description.row_format != ROW_FORMAT:
         raise ModelMismatch(
@@ -138,6 +140,18 @@ def load(directory: Path, version: str | None = None) -> Model:
         created=description.created,
         training=description.training,
     )
+
+
+def describe(directory: Path, version: str) -> Description:
+    """Read what a version says of itself.
+
+    Raises:
+        ModelMismatch: there is no such version, or it cannot be read; one line says which.
+    """
+    _require_version(directory, version)
+    path = directory / version
+    with _readable(path):
+        return msgspec.json.decode((path / MODEL_FILE).read_bytes(), type=Description)
 
 
 def require_fit(model: Model, spec: NetworkSpec, where: str) -> None:
@@ -155,15 +169,36 @@ def require_fit(model: Model, spec: NetworkSpec, where: str) -> None:
 
 def champion(directory: Path) -> str | None:
     """Return the version in use, None where there is none."""
+    told = promotions(directory)
+    return told[-1].version if told else None
+
+
+def promotions(directory: Path) -> list[Promotion]:
+    """Return what was put in use, the latest last; of a long history its end."""
     try:
-        return (directory / CHAMPION_FILE).read_text().strip() or None
+        lines = (directory / CHAMPION_FILE).read_text().splitlines()
     except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise ModelMismatch(f"{directory / CHAMPION_FILE}: cannot be read: {error.strerror}") from error
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelMismatch(f"{directory / CHAMPION_FILE}: cannot be read: {error}") from error
+    # A bare name, as whoever writes the file by hand may leave it, is a promotion too.
+    words = (line.split(maxsplit=2) for line in lines if line.strip())
+    return [Promotion(*each, *[""] * (3 - len(each))) for each in words]
 
 
-def set_champion(directory: Path, version: str) -> None:
+def before_champion(directory: Path) -> str | None:
+    """Return the version that was in use before the champion, None where there is none.
+
+    To have gone back to a version undoes what was put in use since.
+    """
+    trail: list[str] = []
+    for version, _, _ in promotions(directory):
+        trail = trail[: trail.index(version)] if version in trail else trail
+        trail.append(version)
+    return trail[-2] if len(trail) > 1 else None
+
+
+def set_champion(directory: Path, version: str, why: str = "promoted") -> None:
     """Put `version` in use, atomically.
 
     Raises:
@@ -172,8 +207,9 @@ def set_champion(directory: Path, version: str) -> None:
     if version not in versions(directory):
         raise Fatal(f"{directory}: no version {version} here")
     building = directory / f".{CHAMPION_FILE}.{os.getpid()}"
+    told = [*promotions(directory), Promotion(version, datetime.now(UTC).isoformat(timespec="seconds"), why)]
     try:
-        building.write_text(version + "\n")
+        building.write_text("".join(" ".join(each).rstrip() + "\n" for each in told[-PROMOTIONS_MAX:]))
         building.replace(directory / CHAMPION_FILE)
     except OSError as error:
         raise Fatal(f"{directory / CHAMPION_FILE}: cannot be written: {error.strerror}") from error
@@ -195,6 +231,19 @@ def refuse_not_finite(weights: dict[str, NDArray[np.float32]]) -> None:
         raise Fatal(
             f"weights that are not finite: {', '.join(bad)}; lower the learning rate or the clip norm and train again"
         )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name if error.filename else "a file"
+        raise ModelMismatch(f"{path}: {missing} is missing") from error
+    except OSError as error:
+        raise ModelMismatch(f"{path}: cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, SafetensorError) as error:
+        raise ModelMismatch(f"{path}: damaged, or written by another release: {error}") from error
 
 
 def _require_version(directory: Path, version: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,43 @@ def test_champion_is_the_one_that_was_promoted(tmp_path: Path) -> None:
     assert registry.load(tmp_path).version == "v1"
     registry.set_champion(tmp_path, "v2")
     assert registry.load(tmp_path).version == "v2"
+
+
+def test_what_was_in_use_is_remembered(tmp_path: Path) -> None:
+    """Each promotion is a line with its time and its reason; the last one is the champion."""
+    registry.save(tmp_path, make_model(make_spec(), version="v1"))
+    registry.save(tmp_path, make_model(make_spec(), version="v2"), why="two words")
+    told = registry.promotions(tmp_path)
+    assert [(each.version, each.why) for each in told] == [("v1", "trained"), ("v2", "two words")]
+    assert all(datetime.fromisoformat(each.when).tzinfo for each in told)
+
+
+def test_a_champion_written_by_hand_is_one(tmp_path: Path) -> None:
+    """A file with nothing but a version's name puts it in use."""
+    registry.save(tmp_path, make_model(make_spec(), version="v1"), promote=False)
+    (tmp_path / registry.CHAMPION_FILE).write_text("v1\n")
+    assert registry.champion(tmp_path) == "v1"
+    assert registry.before_champion(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("used", "before"),
+    [
+        ("v1", None),
+        ("v1 v2", "v1"),
+        ("v1 v2 v3", "v2"),
+        ("v1 v2 v1", None),
+        ("v1 v2 v3 v2", "v1"),
+        ("v1 v2 v1 v3", "v1"),
+    ],
+)
+def test_going_back_undoes_what_came_since(tmp_path: Path, used: str, before: str | None) -> None:
+    """What was before the champion is what a second rollback goes back to, and never what was rolled back."""
+    for version in ("v1", "v2", "v3"):
+        registry.save(tmp_path, make_model(make_spec(), version=version), promote=False)
+    for version in used.split():
+        registry.set_champion(tmp_path, version)
+    assert registry.before_champion(tmp_path) == before
 
 
 def test_no_model_yet_says_how_to_get_one(tmp_path: Path) -> None:
