@@ -24,6 +24,14 @@ DeviceChoice = Literal["auto", "gpu", "cpu"]
 _CACHE_FLAG = "--tf_xla_persistent_cache_directory"
 
 
+def _need_scratch_space() -> None:
+    """Say what TensorFlow would say in forty lines: it wants a directory for temporary files, only to be imported."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise Fatal("nowhere to write temporary files: with a read-only root, mount a tmpfs at /tmp") from None
+
+
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
     kept, ours = os.dup(2), sys.stderr
@@ -64,6 +72,7 @@ def _keep_compiled() -> None:
     os.environ["TF_XLA_FLAGS"] = f"{flags} {_CACHE_FLAG}={directory}".strip()
 
 
+_need_scratch_space()
 _keep_compiled()
 # 3 = fatal only: what TensorFlow has to say about missing CUDA libraries is no news on a machine without a GPU.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
