@@ -39,12 +39,11 @@ def names_in(query: str) -> set[str]:
     return set(_NAME.findall(query))
 
 
-def tool(name: str) -> str:
+def tool(*names: str) -> str:
     """The path of a program that the machine may not have: then the test is skipped, with the way to get it."""
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"{name} is missing: apt-get install -y --no-install-recommends prometheus prometheus-alertmanager")
-    return path
+    for path in filter(None, map(shutil.which, names)):
+        return path
+    pytest.skip(f"{names[0]} is missing: apt-get install -y --no-install-recommends prometheus prometheus-alertmanager")
 
 
 def check(*command: str, timeout_s: float = 60.0) -> str:
