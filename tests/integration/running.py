@@ -52,18 +52,19 @@ network = {{ cell = "gru", units = 4 }}
 class Group:
     """One consumer group over an input topic: its config, its topics, its daemon."""
 
-    def __init__(self, broker: Broker, directory: Path, topic: str, name: str) -> None:
+    def __init__(self, broker: Broker, directory: Path, topic: str, name: str, own: str = "") -> None:
+        """`own`: more lines for the input's section."""
         self.bootstrap, self.topic, self.name = broker.bootstrap_servers, topic, name
         self.forecasts, self.dead = f"{name}-forecasts", f"{name}-dead"
         self.state = f"{name}.{topic}.state"
-        self._config = directory / f"{name}.toml"
-        self._config.write_text(CONFIG.format(bootstrap=self.bootstrap, topic=topic, name=name))
+        self.config = directory / f"{name}.toml"
+        self.config.write_text(CONFIG.format(bootstrap=self.bootstrap, topic=topic, name=name) + own)
         self._log = directory / f"{name}.log"
         assert self.command("topics", "create") == 0
 
     def command(self, *words: str) -> int:
         """A command of ours on this config, in this process; its exit code."""
-        return cli.main([*words, "--config", str(self._config)])
+        return cli.main([*words, "--config", str(self.config)])
 
     def run_until(self, answered: int, number: int = signal.SIGTERM) -> None:
         """Run the daemon until it has answered so many records, then send it the signal."""
@@ -79,7 +80,7 @@ class Group:
     @contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
         """The daemon as a process, gone at the end."""
-        command = [sys.executable, "-m", "forecaster", "run", "--config", str(self._config)]
+        command = [sys.executable, "-m", "forecaster", "run", "--config", str(self.config)]
         with self._log.open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
         try:
