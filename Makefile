@@ -66,10 +66,6 @@ chaos: .venv/synced ## 200,000 records through 30 kills a run, with rows flushed
 soak: .venv/synced ## 20 minutes at 2,000 records/s, streams coming and going; ARGS="--minutes 3" for a look
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
-.PHONY: hostile
-hostile: .venv/synced ## ten million records of the worst that sensors send, through the compiled step
-	FORECASTER_HOSTILE_RECORDS=10000000 $(BIN)/python -m pytest tests/model/test_hostile.py --timeout 1800 $(ARGS)
-
 .PHONY: clean
 clean: ## remove all that make has made here
 	rm -rf .venv .cache dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,8 +15,17 @@ from forecaster.model.registry import Model
 from forecaster.model.spec import NetworkSpec
 
 
-def network_spec(config: InputConfig) -> NetworkSpec:
-    """The network that the config asks for."""
+def network_spec(config: InputConfig, found_seasons: tuple[int, ...] | None = None) -> NetworkSpec:
+    """The network that the config asks for.
+
+    Where it leaves the seasons to be found they are `found_seasons`, or those of the trained model, or none.
+
+    Raises:
+        ModelMismatch: the trained model that would say is damaged.
+    """
+    seasons = config.seasons
+    if seasons == "auto":
+        seasons = _trained_seasons(config) if found_seasons is None else found_seasons
     return NetworkSpec(
         cell=config.network.cell,
         units=config.network.units,
@@ -30,8 +39,14 @@ def network_spec(config: InputConfig) -> NetworkSpec:
         categories=config.categories,
         horizons=config.horizons,
         quantiles=config.quantiles,
-        seasons=config.seasons,
+        seasons=seasons,
     )
+
+
+def _trained_seasons(config: InputConfig) -> tuple[int, ...]:
+    if config.model is None or registry.champion(Path(config.model)) is None:
+        return ()
+    return registry.load(Path(config.model)).spec.seasons
 
 
 def trained_model(config: InputConfig, version: str | None = None) -> Model | None:
@@ -43,7 +58,9 @@ def trained_model(config: InputConfig, version: str | None = None) -> Model | No
     if config.model is None:
         return None
     model = registry.load(Path(config.model), version)
-    registry.require_fit(model, network_spec(config), f"[[inputs]] {config.name} model {config.model}")
+    registry.require_fit(
+        model, network_spec(config, model.spec.seasons), f"[[inputs]] {config.name} model {config.model}"
+    )
     return model
 
 

@@ -183,7 +183,7 @@ class NetworkConfig(Section, frozen=True):
     """Width of a layer."""
     layers: Annotated[int, Meta(ge=1, le=4)] = 1
     """How many, one on the other."""
-    memory: Annotated[int, Meta(ge=0, le=64)] = 12
+    memory: Annotated[int, Meta(ge=0, le=512)] = 12
     """Features of its recent changes and seasons that each stream's own readout learns on; 0: none."""
     readout: bool = True
     """Each stream learns a readout of its own, on every record."""
@@ -222,8 +222,9 @@ class InputConfig(Section, frozen=True):
     """How many records ahead, ascending."""
     quantiles: tuple[Annotated[float, Meta(gt=0.0, lt=1.0)], ...] = DEFAULT_QUANTILES
     """Which quantiles each forecast has, ascending and with 0.5."""
-    seasons: tuple[Annotated[int, Meta(ge=2, le=10_000)], ...] = ()
-    """Records in a season."""
+    seasons: tuple[Annotated[int, Meta(ge=2, le=10_000)], ...] | Literal["auto"] = ()
+    """Records in a season, ascending; `"auto"`: those that `forecaster train` finds in the history, kept with the
+    model."""
     model: str | None = None
     """A directory made by `forecaster train`; unset: an untrained network, which forecasts the last value."""
     network: NetworkConfig = NetworkConfig()

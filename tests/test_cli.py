@@ -25,6 +25,7 @@ from forecaster.commands import train
 from forecaster.config import load_config
 from forecaster.model import registry
 from forecaster.model.training import TrainingReport, TrainOptions
+from forecaster.networks import network_spec
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -50,10 +51,10 @@ steps_max = 60
 """
 
 
-def write_config(directory: Path) -> str:
-    """With its models beside it."""
+def write_config(directory: Path, own: str = "") -> str:
+    """With its models beside it; `own`: another line for the input."""
     path = directory / "config.toml"
-    path.write_text(CONFIG.replace("MODELS", str(directory / "models")))
+    path.write_text(CONFIG.replace("MODELS", str(directory / "models")).replace("targets =", f"{own}\ntargets ="))
     return str(path)
 
 
@@ -291,9 +292,9 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Sixty steps on some days of two streams, reported as JSON."""
+    """Sixty steps on some days of two streams, the season to be found in them, reported as JSON."""
     directory = tmp_path_factory.mktemp("trained")
-    config, history = write_config(directory), write_history(directory)
+    config, history = write_config(directory, 'seasons = "auto"'), write_history(directory)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert main(["train", history, "--config", config, "--json"]) == 0
     return Trained(config, history, json.loads(said.getvalue()))
@@ -308,6 +309,14 @@ def test_train_saves_a_champion_with_its_report(trained: Trained) -> None:
     assert (history["streams"], history["records"], history["refused"]) == (2, 478, {"wrong_type": 2})
     kept = registry.load(trained.models).training
     assert (kept["history"], kept["held_out"]) == (history, document["held_out"])
+
+
+def test_train_finds_the_season_and_keeps_it_with_the_model(trained: Trained) -> None:
+    """A sine of 4 pi records is a season of 13; whoever loads the model with the same config has it too."""
+    assert trained.document["seasons"] == [13]
+    model = registry.load(trained.models)
+    assert model.spec.seasons == (13,)
+    assert network_spec(load_config(trained.config).inputs[0]) == model.spec
 
 
 def test_train_compares_with_the_last_value(trained: Trained) -> None:
@@ -328,6 +337,7 @@ def test_the_report_fits_a_screen(trained: Trained) -> None:
     for words in (
         "history   478 records of 2 streams, 2026-01-01T00:00:00+00:00 to 2026-01-10T23:00:00+00:00",
         "left out  2 wrong_type",
+        "seasons   13 (records)",
         "loss      ",
         "gradient  norm ",
         "by records back: 1: 1  2: ",

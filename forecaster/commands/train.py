@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise Fatal(f"nothing to train on: {_refused(refused) or 'no records'}")
 
         from forecaster.model import registry  # noqa: PLC0415
+        from forecaster.model.seasons import find_seasons  # noqa: PLC0415
         from forecaster.model.training import train  # noqa: PLC0415
         from forecaster.prequential import held_out  # noqa: PLC0415 - TensorFlow
 
@@ -56,13 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
 
         bars.task("train", 0, None, "compiling")
         options = _options(config, arguments.seconds)
-        model, report = train(network_spec(input_config), streams, options, watch)
+        seasons = find_seasons(streams) if input_config.seasons == "auto" else None
+        model, report = train(network_spec(input_config, seasons), streams, options, watch)
         bars.task("score", 0, None)
         holdout, threshold = config.training.holdout, input_config.signal.threshold
         evaluation = held_out(model, streams, holdout, threshold, config.device.device)
     scores = _scores(evaluation, input_config)
     parent = registry.champion(directory)
-    kept = {"history": _history(streams, refused), "held_out": scores}
+    kept = {"history": _history(streams, refused), "held_out": scores, "seasons": list(model.spec.seasons)}
     model = msgspec.structs.replace(model, parent=parent, training=model.training | kept)
     path = registry.save(directory, model, promote=arguments.promote)
     if arguments.json:
@@ -171,6 +173,7 @@ def _lines(report: TrainingReport, options: TrainOptions, kept: dict[str, Any], 
     )
     if history["refused"]:
         yield f"left out  {_refused(Counter(history['refused']))}"
+    yield f"seasons   {', '.join(map(str, kept['seasons'])) or 'none'} (records)"
     yield f"trained   {report.steps:,} steps, {report.epochs:,} epochs, {report.seconds:.0f} s"
     yield (
         f"loss      {report.loss:.4f} at the end; held out {report.held_out_loss:.4f}, "

@@ -11,7 +11,8 @@ from forecaster.model.columns import StreamHistory
 
 Array = NDArray[np.float64]
 
-LENGTH_MIN, LENGTH_MAX = 4, 10_000
+# A season's values stand in every stream's row: a week of five minutes is 8 kB.
+LENGTH_MIN, LENGTH_MAX = 4, 2_016
 # A season is believed after so many of them; and what moves more slowly than such a part of the history is level.
 REPEATS_MIN, LEVEL_PART = 3, 8
 # A peak stands above all lags so near to it, as a part of it.
@@ -63,7 +64,7 @@ def _autocorrelation(values: Array) -> Array:
     ranks = np.argsort(np.argsort(moved)) - (len(moved) - 1) / 2.0
     size = 1 << (2 * len(ranks) - 1).bit_length()
     power = np.abs(np.fft.rfft(ranks, size)) ** 2
-    sums = np.fft.irfft(power, size)[: min(LENGTH_MAX, len(ranks) // REPEATS_MIN)]
+    sums = np.fft.irfft(power, size)[: min(2 * LENGTH_MAX + 2, len(ranks) // REPEATS_MIN)]
     # There are fewer pairs at a longer lag.
     means = sums / (len(ranks) - np.arange(len(sums)))
     return np.asarray(means / means[0])
@@ -76,7 +77,7 @@ def _repeats(correlation: Array, lag: int) -> bool:
 
 def _peaks(correlation: Array) -> list[int]:
     found = []
-    for lag in range(LENGTH_MIN, len(correlation) - 1):
+    for lag in range(LENGTH_MIN, min(LENGTH_MAX + 1, len(correlation) - 1)):
         near = int(lag * PEAK_WIDTH) + 1
         if correlation[lag] == correlation[max(1, lag - near) : lag + near + 1].max():
             found.append(lag)
