@@ -25,6 +25,10 @@ from forecaster.config import STREAM_FROM_KEY, InputConfig
 from forecaster.errors import InvalidRecord, Reason
 from forecaster.records import Headers, Output, Record, TopicPartition
 
+# Below a topic's usual max.message.bytes (1 MB), with room for the reason.
+DEAD_LETTER_BYTES_MAX = 1_000_000
+DEAD_LETTER_HEADERS = ("reason", "detail", "source", "truncated")
+TRACEPARENT_BYTES_MAX = 512  # the standard's are 55
 STREAM_BYTES_MAX = 512  # a stream's name is kept for each of them, and is the key of all its outputs
 MAGNITUDE_MAX = 1e37  # float32 ends at 3.4e38; sums of a few must fit too
 # Before: the first series that anyone keeps by the day. After: four digits of a year, for ISO 8601.
@@ -90,8 +94,9 @@ class TickDecoder:
         value = record.value
         if value is None:
             raise InvalidRecord(Reason.TOMBSTONE, "the record has no value")
-        if len(value) > self._config.record_bytes_max:
-            detail = f"{len(value)} bytes, record_bytes_max is {self._config.record_bytes_max}"
+        size = len(value) if not record.headers else _size(record.key, value, record.headers)
+        if size > self._config.record_bytes_max:
+            detail = f"{size} bytes, record_bytes_max is {self._config.record_bytes_max}"
             raise InvalidRecord(Reason.TOO_LARGE, detail)
         try:
             fields = msgspec.structs.astuple(self._decode(value))
@@ -345,21 +350,40 @@ def output_headers(record: Record) -> list[tuple[str, bytes]]:
     """Where an output came from, and the trace that it belongs to."""
     headers = [("source", b"%b/%d/%d" % (record.topic.encode(), record.partition, record.offset))]
     if record.headers:
-        headers += [(name, value) for name, value in record.headers if name == "traceparent"]
+        headers += [
+            (name, value)
+            for name, value in record.headers
+            if name == "traceparent" and len(value or b"") <= TRACEPARENT_BYTES_MAX
+        ]
     return headers
 
 
 def dead_letter(record: Record, error: InvalidRecord, topic: str) -> Output:
-    """The record as it was, and why it could not be stepped."""
-    kept: Headers = [(name, value) for name, value in record.headers if name not in ("reason", "detail", "source")]
+    """The record as it was, and why it could not be stepped.
+
+    One that a topic would not take keeps its value's beginning and says how long that was; where even the headers are
+    too much they go, and then the key. Refused by the broker it would stop the daemon, and again after every restart.
+    """
+    key, value = record.key, record.value
+    kept: Headers = [(name, value) for name, value in record.headers if name not in DEAD_LETTER_HEADERS]
     headers = [
-        *kept,
         ("reason", error.reason.encode()),
         ("detail", error.detail.encode(errors="backslashreplace")[:1_000]),
         *output_headers(record)[:1],
     ]
+    size = _size(key, value, kept)
+    if size > DEAD_LETTER_BYTES_MAX:
+        headers.append(("truncated", b"%d" % size))
+        if _size(key, None, kept) > DEAD_LETTER_BYTES_MAX:
+            key, kept = key[:STREAM_BYTES_MAX] if key else key, []
+        room = DEAD_LETTER_BYTES_MAX - _size(key, None, kept)
+        value = value[:room] if value else value
     timestamp = record.timestamp if record.timestamp >= 0 else None
-    return Output(topic, None, record.key, record.value, headers, timestamp)
+    return Output(topic, None, key, value, [*kept, *headers], timestamp)
+
+
+def _size(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> int:
+    return len(key or b"") + len(value or b"") + sum(len(name) + len(content or b"") for name, content in headers)
 
 
 # A stream's state as it stands in the compacted topic: key = the stream's id, value = this header and then the

@@ -97,7 +97,7 @@ CAUSES: list[tuple[Reason, bytes | None, InputConfig, dict[str, Any]]] = [
     (Reason.WRONG_SHAPE, b"[1, 2]", ISO, {}),
     (Reason.WRONG_SHAPE, b"null", ISO, {}),
     (Reason.WRONG_SHAPE, b'"text"', ISO, {}),
-    (Reason.WRONG_SHAPE, b"[" * 5_000 + b"]" * 5_000, ISO, {}),
+    (Reason.WRONG_SHAPE, b"[" * 4_900 + b"]" * 4_900, ISO, {}),
     (Reason.MISSING_FIELD, tick(price=...), ISO, {}),
     (Reason.MISSING_FIELD, tick(symbol=...), ISO, {}),
     (Reason.MISSING_FIELD, tick(time=...), ISO, {}),
@@ -443,6 +443,43 @@ def test_dead_letter_of_a_dead_letter_has_one_reason() -> None:
     headers = dead_letter(again, refusal(None), "dead").headers
     assert [value for name, value in headers if name == "reason"] == [b"tombstone"]
     assert [value for name, value in headers if name == "source"] == [b"ticks/2/40"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "header", "kept"),
+    [
+        (100, 3_000_000, 100, (100, True)),
+        (100, 100, 3_000_000, (100, False)),
+        (3_000_000, 3_000_000, 3_000_000, (512, False)),
+    ],
+)
+def test_dead_letter_is_cut_to_what_a_topic_takes(key: int, value: int, header: int, kept: tuple[int, bool]) -> None:
+    """A letter stays below a megabyte: its value's beginning, then no headers of its own, then the key's beginning."""
+    large = record(b"v" * value)._replace(key=b"k" * key, headers=(("h", b"x" * header),))
+    letter = dead_letter(large, refusal(b"\xff"), "dead")
+    headers = dict(letter.headers)
+    assert headers["truncated"] == b"%d" % (key + value + header + 1)
+    assert letter.key is not None
+    assert letter.value is not None
+    assert (len(letter.key), "h" in headers) == kept
+    assert large.value is not None
+    assert large.value.startswith(letter.value)
+    assert len(letter.key) + len(letter.value) + sum(map(len, headers.values())) < 1_010_000
+
+
+def test_a_record_with_long_headers_is_too_large() -> None:
+    """Key and headers count: the copies and letters that are made of a record have them too."""
+    long = tick()
+    with pytest.raises(InvalidRecord, match="record_bytes_max") as refused:
+        TickDecoder(ISO).decode(record(long)._replace(headers=(("h", b"x" * ISO.record_bytes_max),)))
+    assert refused.value.reason is Reason.TOO_LARGE
+
+
+def test_a_trace_beyond_reason_is_not_passed_on() -> None:
+    """What is no trace must not make every output of a record too large for its topic."""
+    assert [name for name, _ in output_headers(record(b"{}")._replace(headers=(("traceparent", b"0" * 9_000),)))] == [
+        "source"
+    ]
 
 
 def test_dead_letter_without_a_timestamp_gets_the_brokers() -> None:

@@ -16,9 +16,10 @@ from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as ClientPartition
 from kafka_witness import committed, poll_records, poll_until, produce, read_committed, settings, values
 
-from forecaster.errors import Fatal, Fenced, TransactionAborted
+from forecaster.errors import Fatal, Fenced, InvalidRecord, Reason, TransactionAborted
 from forecaster.kafka import KafkaSink, KafkaSource
-from forecaster.records import Commit, Output, TopicPartition
+from forecaster.messages import dead_letter
+from forecaster.records import Commit, MemoryRecord, Output, TopicPartition
 
 
 class Daemon:
@@ -291,6 +292,18 @@ def test_too_large_an_output_is_refused_in_one_line(kafka: Broker, daemon: Daemo
     daemon.send(small, "x" * 5_000)
     with pytest.raises(Fatal, match=r"max\.message\.bytes"):
         daemon.sink.commit(daemon.at(1))
+
+
+def test_a_dead_letter_of_a_record_of_any_size_is_taken(kafka: Broker, daemon: Daemon, new_topic: NewTopics) -> None:
+    """What no topic of the usual size would take is cut, and does not stop the daemon at every start."""
+    letters = new_topic("letters")
+    large = MemoryRecord("in", 0, 7, 0, b"k" * 900_000, b"v" * 4_000_000, (("h", b"x" * 2_000_000),))
+    daemon.join()
+    daemon.sink.begin()
+    daemon.sink.send([dead_letter(large, InvalidRecord(Reason.TOO_LARGE, "4000000 bytes"), letters)])
+    daemon.sink.commit(daemon.at(1))
+    (letter,) = read_committed(kafka.bootstrap_servers, letters)
+    assert dict(letter.headers())["truncated"] == b"6900001"
 
 
 def test_partitions_are_asked_once(daemon: Daemon, kafka: Broker) -> None:
