@@ -26,7 +26,13 @@ RUNBOOK = "https://github.com/forecaster/forecaster/blob/main/docs/runbook.md"
 DATASOURCE = "prometheus"
 SOURCE = parts.DataSourceRef(type_val="prometheus", uid="${datasource}")
 WINDOW = {"from": 600, "to": 0}
-HEIGHTS = {"lines": 7, "number": 4, "table": 7}
+
+LINE = "Z"
+FIXED = {"mode": "fixed", "fixedColor": "orange"}
+DASHED = (
+    parts.DynamicConfigValue("custom.fillOpacity", 0),
+    parts.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [4, 4]}),
+)
 
 Builder = timeseries.Panel | stat.Panel | table.Panel
 
@@ -70,8 +76,8 @@ def _variable(name: str, query: str) -> dashboard.QueryVariable:
 def _panel(panel: Panel) -> Builder:
     builders = {"lines": _lines, "number": _number, "table": _table}
     built = builders[panel.kind](panel).title(panel.title).description(panel.do).datasource(SOURCE).unit(panel.unit)
-    built = built.height(HEIGHTS[panel.kind]).span(panel.width)
-    for letter, query in zip("ABCDE", panel.queries, strict=False):
+    built = built.height(panel.height).span(panel.width)
+    for letter, query in _lettered(panel):
         built = built.with_target(_target(query, letter, at_once=panel.kind != "lines", rows=panel.kind == "table"))
     for setting in ("decimals", "low", "high"):
         value = getattr(panel, setting)
@@ -82,6 +88,12 @@ def _panel(panel: Panel) -> Builder:
         link = dashboard.DashboardLink("Runbook").type(parts.DashboardLinkType.LINK).url(url).target_blank(True)
         built = built.links([link])
     return built
+
+
+def _lettered(panel: Panel) -> list[tuple[str, Query]]:
+    """The panel's queries by their letters, the line to compare with last."""
+    lettered = list(zip("ABCDE", panel.queries, strict=False))
+    return lettered if panel.line is None else [*lettered, (LINE, Query(f"vector({panel.line[0]})", panel.line[1]))]
 
 
 def _target(query: Query, letter: str, *, at_once: bool, rows: bool) -> prometheus.Dataquery:
@@ -106,23 +118,19 @@ def _lines(panel: Panel) -> timeseries.Panel:
         )
         .tooltip(common.VizTooltipOptions().mode(looks.TooltipDisplayMode.MULTI).sort(looks.SortOrder.DESCENDING))
     )
-    for letter, query in zip("ABCDE", panel.queries, strict=False):
+    for letter, query in _lettered(panel):
         if query.right:
             built = built.override_by_query(
                 letter,
                 [
                     parts.DynamicConfigValue("custom.axisPlacement", "right"),
                     parts.DynamicConfigValue("unit", query.right),
-                    parts.DynamicConfigValue("custom.fillOpacity", 0),
-                    parts.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [4, 4]}),
                     parts.DynamicConfigValue("max", None),
+                    *DASHED,
                 ],
             )
-    if panel.line is not None:
-        steps = [parts.Threshold(None, "transparent"), parts.Threshold(panel.line, "orange")]
-        style = common.GraphThresholdsStyleConfig().mode(looks.GraphThresholdsStyleMode.LINE)
-        built = built.thresholds(dashboard.ThresholdsConfig().mode(parts.ThresholdsMode.ABSOLUTE).steps(steps))
-        built = built.thresholds_style(style)
+        if letter == LINE:
+            built = built.override_by_query(LINE, [*DASHED, parts.DynamicConfigValue("color", FIXED)])
     return built
 
 

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 MINE = 'job=~"$job", instance=~"$instance"'
 RATE = "$__rate_interval"
+# Who is on top at the end of the picture is drawn over all of it: else each moment adds lines of its own.
+LAST = " @ end()"
 
 
 class Query(NamedTuple):
@@ -29,6 +31,7 @@ class Panel(NamedTuple):
     queries: tuple[Query, ...]
     unit: str = "short"
     width: int = 8
+    height: int = 7
     kind: Literal["lines", "number", "table"] = "lines"
     alert: str = ""
     # Colours from these values on, green below; `worse` says on which side red is.
@@ -38,7 +41,7 @@ class Panel(NamedTuple):
     words: tuple[tuple[float, str], ...] = ()
     low: float | None = None
     high: float | None = None
-    line: float | None = None  # a horizontal one to compare with
+    line: tuple[float, str] | None = None  # a horizontal one to compare with, and its name
     decimals: int | None = None
 
 
@@ -49,20 +52,20 @@ class Row(NamedTuple):
     panels: tuple[Panel, ...]
 
 
-def total(name: str, by: str = "", more: str = "") -> str:
-    """The rate of a counter, summed over instances."""
+def total(name: str, by: str = "", more: str = "", at: str = "") -> str:
+    """The rate of a counter, summed over instances; `at` a moment of its own."""
     chosen = f"{MINE}, {more}" if more else MINE
-    return f"sum{f' by ({by})' if by else ''} (rate(forecaster_{name}{{{chosen}}}[{RATE}]))"
+    return f"sum{f' by ({by})' if by else ''} (rate(forecaster_{name}{{{chosen}}}[{RATE}]{at}))"
 
 
-def gauge(over: str, name: str, by: str = "") -> str:
-    """A gauge over instances: `sum`, `max`, `min` of it."""
-    return f"{over}{f' by ({by})' if by else ''} (forecaster_{name}{{{MINE}}})"
+def gauge(over: str, name: str, by: str = "", at: str = "") -> str:
+    """A gauge over instances: `sum`, `max`, `min` of it; `at` a moment of its own."""
+    return f"{over}{f' by ({by})' if by else ''} (forecaster_{name}{{{MINE}}}{at})"
 
 
 def quantile(level: float, name: str) -> str:
-    """A quantile of a histogram."""
-    return f"histogram_quantile({level}, {total(f'{name}_bucket', 'le')})"
+    """A quantile of a histogram; no sample, and not NaN, where nothing was counted."""
+    return f"histogram_quantile({level}, {total(f'{name}_bucket', 'le')}) >= 0"
 
 
 def spread(name: str, *, exemplars: bool = False) -> tuple[Query, ...]:
@@ -76,13 +79,27 @@ def spread(name: str, *, exemplars: bool = False) -> tuple[Query, ...]:
 
 def mean(name: str, by: str = "") -> str:
     """What a histogram's values are on average."""
-    return f"{total(f'{name}_sum', by)} / {total(f'{name}_count', by)}"
+    return ratio(total(f"{name}_sum", by), total(f"{name}_count", by))
+
+
+def ratio(part: str, whole: str) -> str:
+    """One rate over another; no sample, and not NaN, where there is nothing."""
+    return f"{part} / ({whole} > 0)"
+
+
+def reasons(at: str = "") -> str:
+    """Dead letters by reason."""
+    return total("dead_letters_total", "reason", at=at)
+
+
+def worst(at: str = "") -> str:
+    """The listed streams' errors."""
+    return gauge("max", "worst_stream_error_ratio", "input, topic, partition, stream", at)
 
 
 SETTLED = total("interval_outcomes_total", "level")
 INSIDE = total("interval_outcomes_total", "level", 'outcome="inside"')
 CALLED = total("direction_outcomes_total", "horizon")
-WORST = "worst_stream_error_ratio"
 HIT = total("direction_outcomes_total", "horizon", 'outcome="hit"')
 
 ROWS = (
@@ -94,6 +111,7 @@ ROWS = (
                 "When it says NO, ask /readyz of the instance which check fails.",
                 (Query(gauge("min", "ready")),),
                 width=4,
+                height=4,
                 kind="number",
                 alert="NotReady",
                 red=1,
@@ -106,6 +124,7 @@ ROWS = (
                 (Query(gauge("max", "consumer_lag_seconds")),),
                 unit="s",
                 width=4,
+                height=4,
                 kind="number",
                 alert="LagSecondsHigh",
                 amber=10,
@@ -117,6 +136,7 @@ ROWS = (
                 (Query(total("end_to_end_seconds_count")),),
                 unit="suffix:/s",
                 width=4,
+                height=4,
                 kind="number",
                 alert="Stalled",
                 decimals=1,
@@ -127,6 +147,7 @@ ROWS = (
                 (Query(quantile(0.99, "end_to_end_seconds")),),
                 unit="s",
                 width=4,
+                height=4,
                 kind="number",
                 alert="LatencyBudgetBurn",
                 amber=0.1,
@@ -137,6 +158,7 @@ ROWS = (
                 "Near the limit (State, below) raise streams_max or find out who invents stream ids.",
                 (Query(gauge("sum", "streams")),),
                 width=4,
+                height=4,
                 kind="number",
                 alert="StateNearLimit",
             ),
@@ -146,6 +168,7 @@ ROWS = (
                 (Query(gauge("max", "flush_age_seconds")),),
                 unit="s",
                 width=4,
+                height=4,
                 kind="number",
                 alert="FlushOld",
                 amber=60,
@@ -172,9 +195,12 @@ ROWS = (
                 low=0,
             ),
             Panel(
-                "Dead letters, the five most frequent reasons",
+                "Dead letters, and the three most frequent reasons",
                 "More than one in a hundred records: read a letter, its header says what is wrong with the record.",
-                (Query(f"topk(5, {total('dead_letters_total', 'reason')})", "{{reason}}"),),
+                (
+                    Query(total("dead_letters_total"), "all"),
+                    Query(f"{reasons()} and topk(3, {reasons(LAST)})", "{{reason}}"),
+                ),
                 unit="suffix:/s",
                 alert="DeadLettersHigh",
                 low=0,
@@ -191,7 +217,7 @@ ROWS = (
                 unit="s",
                 alert="LatencyBudgetBurn",
                 low=0,
-                line=0.25,
+                line=(0.25, "objective for 99 %"),
             ),
             Panel(
                 "Step and commit, p99",
@@ -240,8 +266,8 @@ ROWS = (
                 "Errors by stage, and rebalances",
                 "Errors that do not end: the log says why; rebalances that do not: a member comes and goes.",
                 (
-                    Query(total("errors_total", "stage"), "error: {{stage}}"),
-                    Query(total("rebalances_total", "kind"), "rebalance: {{kind}}"),
+                    Query(total("errors_total", "stage"), "{{stage}}"),
+                    Query(total("rebalances_total"), "rebalances"),
                 ),
                 unit="suffix:/s",
                 alert="Errors",
@@ -257,39 +283,41 @@ ROWS = (
                 "Below the line the last value would have been better: do not act on that horizon, train again.",
                 (
                     Query(
-                        f"1 - {total('absolute_error_total', 'horizon')}"
-                        f" / {total('naive_absolute_error_total', 'horizon')}",
+                        "1 - "
+                        + ratio(
+                            total("absolute_error_total", "horizon"), total("naive_absolute_error_total", "horizon")
+                        ),
                         "{{horizon}} ahead",
                     ),
                 ),
                 unit="percentunit",
                 alert="WorseThanNaive",
-                line=0,
+                line=(0, "the last value"),
             ),
             Panel(
                 "Interval coverage minus nominal, by level",
                 "Far from the line for hours: the intervals say too much or too little, see the runbook.",
                 (
                     Query(
-                        f"{INSIDE} / {SETTLED} - on (level) {gauge('max', 'interval_nominal_ratio', 'level')}",
+                        f"{ratio(INSIDE, SETTLED)} - on (level) {gauge('max', 'interval_nominal_ratio', 'level')}",
                         "level {{level}}",
                     ),
                 ),
                 unit="percentunit",
                 alert="Miscalibrated",
-                line=0,
+                line=(0, "as promised"),
             ),
             Panel(
                 "Directions that came true, and how many were called",
                 "Below half with many called: raise the signal's threshold, or stop acting on it.",
                 (
-                    Query(f"{HIT} / {CALLED}", "{{horizon}} ahead"),
+                    Query(ratio(HIT, CALLED), "{{horizon}} ahead"),
                     Query(f"sum({CALLED})", "called", right="suffix:/s"),
                 ),
                 unit="percentunit",
                 low=0,
                 high=1,
-                line=0.5,
+                line=(0.5, "a coin"),
             ),
             Panel(
                 "Error in the stream's usual change, by horizon",
@@ -334,7 +362,7 @@ ROWS = (
                 ),
                 alert="DriftWidespread",
                 low=0,
-                line=0.8,
+                line=(0.8, "steady streams' mean"),
             ),
             Panel(
                 "Streams that drift, are stale, or are split",
@@ -353,19 +381,21 @@ ROWS = (
         "Worst streams",
         (
             Panel(
-                "Mean scaled error of the worst, now",
+                "The worst now, by mean error in the stream's usual change",
                 "Look at these streams' records first: stuck, in another unit, or two sources under one id.",
-                (Query(f"topk(10, {gauge('max', WORST, 'input, topic, partition, stream')})"),),
+                (Query(f"round(topk(10, {worst()}), 0.01)"),),
                 width=12,
+                height=9,
                 kind="table",
                 alert="WorseThanNaive",
                 decimals=2,
             ),
             Panel(
-                "The same over time",
+                "The five worst, over time",
                 "One line that leaves the others is that stream's own trouble; all together is everyone's.",
-                (Query(f"topk(10, {gauge('max', WORST, 'input, stream')})", "{{input}} {{stream}}"),),
+                (Query(f"{worst()} and topk(5, {worst(LAST)})", "{{stream}}"),),
                 width=12,
+                height=9,
                 alert="WorseThanNaive",
                 low=0,
             ),
@@ -418,6 +448,7 @@ ROWS = (
                 "An old version here after a swap: the new model was refused, the log says why.",
                 (Query(gauge("max", "model_info", "instance, input, model, version, device")),),
                 width=24,
+                height=4,
                 kind="table",
             ),
         ),

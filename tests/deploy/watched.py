@@ -186,9 +186,9 @@ class Load:
             self._producer.poll(0)
 
     def _price(self, stream: int) -> float:
-        step = self._random.gauss(0.0, 0.2)
-        # A fat tail for one of them.
-        self._prices[stream] += step**3 * 500 if stream == STREAMS - 1 else step
+        # One of them is wild every other quarter of a minute.
+        wild = stream == STREAMS - 1 and int(time.time() / 15) % 2
+        self._prices[stream] += self._random.gauss(0.0, 8.0 if wild else 0.2)
         return self._prices[stream]
 
     def _level(self, stream: int, turn: int) -> float:
