@@ -444,7 +444,7 @@ ROWS = (
                 low=0,
             ),
             Panel(
-                "What forecasts",
+                "Models in use",
                 "An old version here after a swap: the new model was refused, the log says why.",
                 (Query(gauge("max", "model_info", "instance, input, model, version, device")),),
                 width=24,
