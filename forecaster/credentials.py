@@ -6,6 +6,7 @@ credentials. Never the config's own text, never a flag.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -48,8 +49,14 @@ def ways(section: str, key: str) -> str:
 def _from_systemd(section: str, key: str) -> str | None:
     """`LoadCredential=kafka.sasl_password:...` puts it there."""
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    path = Path(directory, f"{section}.{key}") if directory else None
-    return _text(path, f"credential {section}.{key}") if path is not None and path.exists() else None
+    if not directory:
+        return None
+    path = Path(directory, f"{section}.{key}")
+    # One that is there and may not be read is a mistake, and not the same as none.
+    with contextlib.suppress(PermissionError):
+        if not path.exists():
+            return None
+    return _text(path, f"credential {section}.{key}")
 
 
 def _text(path: Path, place: str) -> str:

@@ -219,7 +219,7 @@ def _connect(
         try:
             source = KafkaSource(config.kafka, *Routes(config.inputs, config.kafka).subscription)
             try:
-                return source, KafkaSink(config.kafka, source)
+                sink = KafkaSink(config.kafka, source)
             except ForecasterError:
                 source.close()
                 raise
@@ -232,6 +232,9 @@ def _connect(
             with health.waiting("the broker", wait_s + 120.0):
                 stop.wait(wait_s)
             metrics.count_retry(Where.CONNECT)
+        else:
+            health.ok("broker")
+            return source, sink
     return None, None
 
 

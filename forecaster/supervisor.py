@@ -24,6 +24,7 @@ TICK_MAX_S = 1.0
 # systemd advises half of the interval; a quarter leaves room for a busy machine.
 FEEDS_IN_INTERVAL = 4
 STOP_TIMEOUT_S = 3.0
+STATUS_CHARACTERS_MAX = 500
 
 
 class Supervisor:
@@ -83,8 +84,9 @@ class Supervisor:
 
     def _tell_state(self) -> None:
         failing = {name: why for name, why in self._health.checks().items() if why}
-        status = "; ".join(f"{name}: {why}" for name, why in failing.items())
-        status = f"waiting for {status}" if failing else "running"
+        told = [self._health.doing, *(f"{name}: {why}" for name, why in failing.items())]
+        # One line, whatever a broker said.
+        status = " ".join("; ".join(told).split())[:STATUS_CHARACTERS_MAX]
         lines = []
         if not failing and not self._ready:
             self._ready = True
@@ -93,8 +95,7 @@ class Supervisor:
             lines.append(f"EXTEND_TIMEOUT_USEC={EXTEND_START_S * 1e6:.0f}")
         if status != self._status:
             self._status = status
-            # One line, whatever a broker said.
-            lines.append(f"STATUS={' '.join(status.split())[:500]}")
+            lines.append(f"STATUS={status}")
         if lines:
             self._send(*lines)
 

@@ -64,15 +64,15 @@ def test_ready_is_told_once_and_only_when_every_check_passes(manager: tuple[Mana
     systemd, environment = manager
     health, stop = Health(["broker"]), threading.Event()
     with Supervisor(health, stop, watchdog(environment)):
-        systemd.until("STATUS=waiting for broker: not yet")
+        systemd.until("STATUS=running; broker: not yet")
         health.fail("broker", "no broker answers\nat kafka:9092")
-        systemd.until("STATUS=waiting for broker: no broker answers at kafka:9092")
+        systemd.until("STATUS=running; broker: no broker answers at kafka:9092")
         assert "EXTEND_TIMEOUT_USEC=30000000" in systemd.lines
         assert "READY=1" not in systemd.lines
         health.ok("broker")
         systemd.until("STATUS=running")
         health.fail("broker", "away")
-        systemd.until("STATUS=waiting for broker: away")
+        systemd.until("STATUS=running; broker: away")
         health.ok("broker")
         systemd.until("STATUS=running")
         assert systemd.lines.count("READY=1") == 1
@@ -100,6 +100,7 @@ def test_a_declared_wait_feeds_the_watchdog_until_its_limit(manager: tuple[Manag
     now_s = [0.0]
     health, stop = Health(clock=lambda: now_s[0]), threading.Event()
     with Supervisor(health, stop, watchdog(environment)), health.waiting("compiling", 600.0):
+        systemd.until("STATUS=compiling")
         for seconds in (1.0, 599.0):
             now_s[0] = seconds
             systemd.until("WATCHDOG=1")

@@ -32,7 +32,7 @@ def test_systemd_hears_of_the_whole_life(
                 assert process.poll() is None
                 assert time.monotonic() < deadline_s, heard
                 heard += receive(manager)
-            assert any(line.startswith("STATUS=waiting for broker: not yet; assignment: not yet") for line in heard)
+            assert "STATUS=compiling; assignment: not yet; restore: not yet" in heard
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
         rest = receive(manager)
