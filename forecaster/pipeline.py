@@ -42,6 +42,7 @@ from forecaster.model.columns import Scores, StepInputs, StepOutputs
 from forecaster.outcome import Outcome
 from forecaster.records import Assigned, Output, Record, TopicPartition
 from forecaster.rekey import Original
+from forecaster.second_tier import SecondTier
 from forecaster.streams import Order, Slots, StreamKey, StreamTable, find_disorder, usual_interval_s
 from forecaster.versions import Versions
 
@@ -97,8 +98,7 @@ class Pipeline:
         self._signals = functools.cache(lambda version: SignalEncoder(config, f"{config.name}@{version}"))
         self.table = StreamTable(streams.capacity)
         self.checkpoint = Checkpoint(streams.flush_interval_s)
-        # The second tier: streams that the table has no slot for, the longest idle first.
-        self._cold: OrderedDict[StreamKey, StateRow] = OrderedDict()
+        self._resting = SecondTier()
         # Records before these offsets were answered before a restart: they are stepped in silence.
         self._answered: dict[TopicPartition, int] = {}
         self._poll = 0
@@ -113,7 +113,7 @@ class Pipeline:
 
     def __len__(self) -> int:
         """Streams, those in the second tier too."""
-        return len(self.table) + len(self._cold)
+        return len(self.table) + len(self._resting)
 
     @property
     def streams_max(self) -> int:
@@ -173,8 +173,8 @@ class Pipeline:
         for (key, _), state in zip(warm, self._states([slot for _, slot in warm]), strict=True):
             outputs.append(self._state_output(key, encode_state(state)))
         for key, slot in zip(keys, slots, strict=True):
-            if slot < 0 and key in self._cold:
-                outputs.append(self._state_output(key, encode_state(self._cold[key])))
+            if slot < 0 and (resting := self._resting.get(key)) is not None:
+                outputs.append(self._state_output(key, encode_state(resting)))
         return outputs
 
     def flush_is_due(self, now_s: float) -> bool:
@@ -236,7 +236,7 @@ class Pipeline:
     def _admit(self, keys: list[StreamKey]) -> list[int]:
         """Slots for streams that have none: from the second tier where they are known, else from the start."""
         # Out of the second tier before anything is pushed into it: what is about to be used is not its oldest.
-        known = {key: self._cold.pop(key) for key in keys if key in self._cold}
+        known = {key: state for key in keys if (state := self._resting.take(key)) is not None}
         crowd = len(keys) - self.table.free
         if crowd > 0:
             self._evict(self.table.least_recently_used(crowd, self._poll))
@@ -268,23 +268,26 @@ class Pipeline:
         """Move streams from the device to host memory; beyond `streams_max` drop the longest idle ones."""
         self._moved = True
         for slot, state in zip(slots, self._states(slots), strict=True):
-            self._cold[self.table.remove(slot)] = state
+            used_s = float(self.table.columns["used_s"][slot])
+            self._resting.put(self.table.remove(slot), state, used_s)
         self.evicted["capacity"] += len(slots)
         self._shrink()
 
     def _shrink(self) -> None:
         """Drop what the second tier has no room for, the longest idle first."""
-        while len(self._cold) > self.streams_max - self.table.capacity:
-            key, state = self._cold.popitem(last=False)
+        for key, state in self._resting.shrink(self.streams_max - self.table.capacity):
             self._dropped(key, state.offset, "streams_max")
 
     def drop_idle(self, now_s: float) -> None:
         """Forget streams that nobody has written to for `idle_ttl_s`. Between batches."""
         if not self._streams.idle_ttl_s:
             return
-        for slot in self.table.idle_since(now_s - self._streams.idle_ttl_s):
+        since_s = now_s - self._streams.idle_ttl_s
+        for slot in self.table.idle_since(since_s):
             offset = int(self.table.columns["offset"][slot])
             self._dropped(self.table.remove(slot), offset, "idle")
+        for key, state in self._resting.drop_idle(since_s):
+            self._dropped(key, state.offset, "idle")
 
     def _dropped(self, key: StreamKey, offset: int, reason: str) -> None:
         self.evicted[reason] += 1
@@ -303,7 +306,7 @@ class Pipeline:
         ]
 
     def _alive(self, key: StreamKey) -> bool:
-        return key in self._cold or self.table.find(key.partition, [key.stream])[0] >= 0
+        return key in self._resting or self.table.find(key.partition, [key.stream])[0] >= 0
 
     def _without_buried(self, ticks: Ticks, records: Sequence[Record]) -> Ticks:
         """In a replay, leave out the records of streams that were dropped after them."""
@@ -540,7 +543,7 @@ class Pipeline:
             misfits += state is None and record.value is not None
             states[key] = state
         for key in states:  # an earlier row of the same stream gives way
-            self._cold.pop(key, None)
+            self._resting.take(key)
             for slot in self.table.find(partition, [key.stream]):
                 if slot >= 0:
                     self.table.remove(slot)
@@ -556,7 +559,8 @@ class Pipeline:
             admitted = [(self.table.admit(key, orjson.dumps(key.stream)), state) for key, state in warm]
             self._thaw(admitted)
             self.table.columns["used_s"][[slot for slot, _ in admitted]] = now_s
-        self._cold.update(alive[len(warm) :])
+        for key, state in alive[len(warm) :]:
+            self._resting.put(key, state, now_s)
         self._shrink()
         return misfits
 
@@ -587,8 +591,7 @@ class Pipeline:
         """The partition is another instance's now, and its streams with it."""
         for slot in list(self.table.slots_of(partition).values()):
             self.table.remove(slot)
-        for key in [key for key in self._cold if key.partition == partition]:
-            del self._cold[key]
+        self._resting.drop(partition)
         self._graves.drop(partition)
         self.versions.drop(partition)
         self._positions.pop(partition, None)

@@ -341,7 +341,7 @@ def test_the_longest_untouched_stream_is_evicted() -> None:
         step(pipeline, records(tick(symbol, offset, 1), start=offset))
     step(pipeline, records(tick("D", 0, 1), tick("C", 9, 1), start=9))
     assert {key.stream for key in pipeline.table.keys if key} == {"A", "C", "D"}
-    assert StreamKey(P0, "B") in pipeline._cold
+    assert StreamKey(P0, "B") in pipeline._resting
 
 
 def test_streams_beyond_both_tiers_are_dropped_with_a_tombstone() -> None:
@@ -379,6 +379,20 @@ def test_idle_streams_are_dropped_with_a_tombstone() -> None:
     assert [output.key for output in pipeline.state_outputs(NOW_S + 101) if output.value is None] == [b"A"]
     outcome = step(pipeline, records(tick("A", 2, 1), start=3), NOW_S + 102)
     assert json.loads(outcome.outputs[0].value or b"")["sequence"] == 1
+
+
+def test_idle_streams_of_the_second_tier_are_dropped_too() -> None:
+    """A stream that was moved to host memory is idle from its last record on, like any other."""
+    pipeline = make_pipeline(make_config(streams={"capacity": 16, "streams_max": 100, "idle_ttl_s": 100}))
+    step(pipeline, records(*(tick(f"early-{stream}", 0, 1) for stream in range(16))))
+    pipeline.state_outputs(NOW_S, everything=True)
+    step(pipeline, records(*(tick(f"later-{stream}", 0, 1) for stream in range(4)), start=16), NOW_S + 60)
+    assert pipeline.evicted["capacity"] == 4
+    pipeline.drop_idle(NOW_S + 101)
+    assert pipeline.evicted["idle"] == 16
+    assert len(pipeline) == 4
+    tombs = [output.key for output in pipeline.state_outputs(NOW_S + 101) if output.value is None]
+    assert len(tombs) == 16
 
 
 def test_idle_ttl_of_zero_keeps_streams_for_ever() -> None:
