@@ -312,7 +312,7 @@ ROWS = (
                 "Below half with many called: raise the signal's threshold, or stop acting on it.",
                 (
                     Query(ratio(HIT, CALLED), "{{horizon}} ahead"),
-                    Query(f"sum({CALLED})", "called", right="suffix:/s"),
+                    Query(total("direction_outcomes_total"), "called", right="suffix:/s"),
                 ),
                 unit="percentunit",
                 low=0,
