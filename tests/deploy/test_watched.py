@@ -17,7 +17,7 @@ from watched import ALERTMANAGER, POLL_RECORDS_MAX, STREAMS, Daemon, Load, Prome
 
 from forecaster.metrics import Metrics
 
-pytestmark = [pytest.mark.deploy, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]
 
 # What Grafana would put in; a window of a dozen scrapes.
 VARIABLES = {"$__rate_interval": "15s", "$job": ".*", "$instance": ".*"}
