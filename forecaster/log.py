@@ -40,6 +40,7 @@ LIBRARY_LEVELS = {
     "kafka.coordinator": logging.CRITICAL,
     "kafka.producer": logging.CRITICAL,
     "kafka.consumer": logging.CRITICAL,
+    "kafka.librdkafka": logging.CRITICAL,
     # But here WARNING is a password sent in the clear.
     "kafka.net.sasl": logging.WARNING,
     # WARNING is a request that is no HTTP: a client's mistake, not ours.

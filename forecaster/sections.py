@@ -51,6 +51,8 @@ class KafkaConfig(Section, frozen=True):
 
     bootstrap_servers: Name = "localhost:9092"
     """Where the cluster is first asked: `host:port`, several with commas."""
+    client: Literal["kafka-python", "librdkafka"] = "kafka-python"
+    """What the daemon reads and writes with. librdkafka is C and faster: `pip install 'forecaster[librdkafka]'`."""
     group_id: Topic = "forecaster"
     """The consumer group: all daemons of one group share the partitions. Also the prefix of its state topics."""
     instance: Topic = msgspec.field(default_factory=_instance)

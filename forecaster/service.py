@@ -18,7 +18,7 @@ import numpy as np
 from forecaster.config import Config
 from forecaster.errors import BrokerUnavailable, ForecasterError
 from forecaster.health import Health
-from forecaster.kafka import KafkaSink, KafkaSource, partition_for_key
+from forecaster.kafka import GroupSink, GroupSource, open_sink, open_source, partition_for_key
 from forecaster.labels import Stage as Where
 from forecaster.log import event
 from forecaster.metrics import Metrics
@@ -213,13 +213,13 @@ def run(
 
 def _connect(
     config: Config, stop: threading.Event, health: Health, metrics: Metrics
-) -> tuple[KafkaSource | None, KafkaSink | None]:
+) -> tuple[GroupSource | None, GroupSink | None]:
     """The source and the sink; while no broker answers, wait and say so. Nones where `stop` came first."""
     while not stop.is_set():
         try:
-            source = KafkaSource(config.kafka, *Routes(config.inputs, config.kafka).subscription)
+            source = open_source(config.kafka, *Routes(config.inputs, config.kafka).subscription)
             try:
-                sink = KafkaSink(config.kafka, source)
+                sink = open_sink(config.kafka, source)
             except ForecasterError:
                 source.close()
                 raise

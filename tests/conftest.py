@@ -31,6 +31,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"kafka: {config.stash[KAFKA_TOLD]}")
 
 
+@pytest.fixture(params=["kafka-python", "librdkafka"])
+def client(request: pytest.FixtureRequest) -> str:
+    """Both clients, one after the other; a test of one client's own trap names that one."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def private_kafka(tmp_path: Path) -> Iterator[DevKafka]:
     """A running broker of the test's own, to restart, kill or pause."""

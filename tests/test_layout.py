@@ -20,6 +20,7 @@ LINES_MAX = 650  # a file beyond it has a second responsibility; the longest tak
 # Each library, and the only modules that may import it.
 DOORS = {
     "kafka": ("forecaster.kafka",),
+    "confluent_kafka": ("forecaster.kafka.librdkafka",),
     "tensorflow": ("forecaster.model",),
     "keras": ("forecaster.model",),
     "safetensors": ("forecaster.model.registry",),

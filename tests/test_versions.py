@@ -22,7 +22,7 @@ from daemon import (
 )
 
 from forecaster.errors import ModelMismatch, TransactionAborted
-from forecaster.kafka.source import decode_commit, encode_metadata
+from forecaster.kafka.offsets import decode_commit, encode_metadata
 from forecaster.labels import Swap
 from forecaster.memory import MemoryLog
 from forecaster.records import Commit, Output, TopicPartition

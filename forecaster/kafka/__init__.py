@@ -1,4 +1,8 @@
-"""Everything that speaks to Kafka; the only place that imports kafka-python. Bytes in, bytes out.
+"""Everything that speaks to Kafka; the only place that imports its clients. Bytes in, bytes out.
+
+The loop's source and sink are there twice, to one contract and under one set of tests:
+by kafka-python in source.py, sink.py and state.py, by librdkafka in librdkafka/;
+choice.py opens the one that the config names. All else is kafka-python.
 
 Nothing but forecaster's own errors leaves this package: BrokerUnavailable,
 TransactionAborted, Fenced, BrokerRefused, and Fatal, each message one line that
@@ -7,6 +11,7 @@ client does, it was read in that version's source and is held by a test in
 tests/integration.
 """
 
+from forecaster.kafka.choice import GroupSink, GroupSource, open_sink, open_source, require_client
 from forecaster.kafka.clients import partition_for_key
 from forecaster.kafka.groups import commit_offsets, committed_offsets, group_members
 from forecaster.kafka.reading import Span, Time, read_range, read_spans, spans
@@ -16,6 +21,8 @@ from forecaster.kafka.state import StateReader
 from forecaster.kafka.topics import TopicDescription, check_topics, create_topics, describe_topics, matching_topics
 
 __all__ = [
+    "GroupSink",
+    "GroupSource",
     "KafkaSink",
     "KafkaSource",
     "Span",
@@ -29,9 +36,12 @@ __all__ = [
     "describe_topics",
     "group_members",
     "matching_topics",
+    "open_sink",
+    "open_source",
     "partition_for_key",
     "read_range",
     "read_spans",
+    "require_client",
     "spans",
     "subscription_pattern",
 ]

@@ -10,8 +10,8 @@ from kafka import errors
 from forecaster.errors import Fatal
 from forecaster.kafka import clients
 from forecaster.kafka.failures import translate, translated
+from forecaster.kafka.offsets import decode_commit
 from forecaster.kafka.sink import client_offsets
-from forecaster.kafka.source import decode_commit
 from forecaster.records import Commit, TopicPartition
 
 if TYPE_CHECKING:

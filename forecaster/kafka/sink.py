@@ -28,7 +28,7 @@ from kafka.structs import TopicPartition as ClientPartition
 from forecaster.errors import BrokerUnavailable, Fatal, ForecasterError, TransactionAborted
 from forecaster.kafka import clients
 from forecaster.kafka.failures import cause, translate
-from forecaster.kafka.source import encode_metadata
+from forecaster.kafka.offsets import encode_metadata
 from forecaster.kafka.topics import describe_topics
 from forecaster.records import Commit, Output, TopicPartition
 

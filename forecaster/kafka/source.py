@@ -17,16 +17,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kafka import ConsumerRebalanceListener, errors
-from kafka.admin import MemberToRemove
 from kafka.structs import MemberState
 from kafka.structs import TopicPartition as ClientPartition
 
-from forecaster.errors import BrokerUnavailable, ForecasterError
+from forecaster.errors import BrokerUnavailable
 from forecaster.kafka import clients
 from forecaster.kafka.failures import translate, translated
+from forecaster.kafka.leaving import leave_group
+from forecaster.kafka.offsets import start_of
 from forecaster.kafka.state import StateReader, StateRows
 from forecaster.kafka.topics import require_topics
-from forecaster.records import Assigned, Commit, Poll, Record, TopicPartition
+from forecaster.records import Assigned, Poll, Record, TopicPartition
 
 if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
@@ -45,8 +46,6 @@ FRESH_TIMEOUT_S = 0.003
 JOIN_MAX_S = 4.0
 # Joining and beating begin in one step of the client's, on another thread.
 FENCED_AFTER_S = 1.0
-
-_METADATA = re.compile(r"^(?:replay=(\d+))? ?(?:model=(\S+))?$")
 
 
 class KafkaSource:
@@ -179,21 +178,7 @@ class KafkaSource:
         with contextlib.suppress(errors.KafkaError):
             self._consumer.close(timeout_ms=round(CLOSE_TIMEOUT_S * 1000))
         if member:
-            self._leave(member)
-
-    def _leave(self, member: str) -> None:
-        try:
-            admin = clients.admin(self._config)
-        except ForecasterError:
-            return  # away: the session's end does it
-        try:
-            # With the member id, so that a successor that already took the name over is not the one to go.
-            gone = MemberToRemove(member_id=member, group_instance_id=self._config.instance, reason="closed")
-            admin.remove_group_members(self._config.group_id, [gone])
-        except errors.KafkaError as error:
-            log.debug("leaving the group: %s", error)
-        finally:
-            admin.close()
+            leave_group(self._config, member)
 
     def _fetch(self, timeout_s: float) -> dict[Any, list[Record]]:
         """Records, or what happened, or nothing within `timeout_s`; while the group rebalances, a little longer.
@@ -307,22 +292,16 @@ class KafkaSource:
                     # Behind the others, that it does not hold them up too.
                     self._pending[TopicPartition(*partition)] = self._pending.pop(TopicPartition(*partition))
                     break
-                resolved.append(self._start(partition, committed, first[partition]))
+                told = (committed.offset, committed.metadata) if committed is not None else None
+                resolved.append(start_of(TopicPartition(*partition), told, first[partition], self._end, self._config))
         for assigned in resolved:
             del self._pending[assigned.partition]
             self._owned.add(assigned.partition)
         return resolved
 
-    def _start(self, partition: Any, committed: Any, first: int) -> Assigned:
-        ours = TopicPartition(*partition)
-        if committed is not None and committed.offset >= 0:
-            commit = decode_commit(committed.offset, committed.metadata)
-        else:
-            latest = self._config.auto_offset_reset == "latest"
-            begin = self._consumer.end_offsets([partition])[partition] if latest else first
-            commit = Commit(begin, begin)
-        # What retention has deleted can be neither answered nor stepped again.
-        return Assigned(ours, max(commit.offset, first), max(commit.replay_offset, first), commit.version)
+    def _end(self, partition: TopicPartition) -> int:
+        client_partition = ClientPartition(*partition)
+        return int(self._consumer.end_offsets([client_partition])[client_partition])
 
     def _probe(self) -> None:
         """Tell a silent broker from an empty topic: the client retries for ever and says nothing."""
@@ -368,17 +347,3 @@ def subscription_pattern(config: KafkaConfig, topics: Sequence[str], patterns: S
     ours = "|".join([*(re.escape(name) for name in written), re.escape(config.state_topic("\0")).replace("\0", ".*")])
     wanted = "|".join([*(re.escape(topic) for topic in topics), *(f"(?:{pattern})" for pattern in patterns)])
     return f"^(?!(?:{ours})$)(?:{wanted})$"
-
-
-def encode_metadata(commit: Commit) -> str:
-    """The committed offset's metadata: `replay=90 model=v7`; no `replay` where nothing is to be stepped again."""
-    replay = "" if commit.replay_offset == commit.offset else f"replay={commit.replay_offset}"
-    return f"{replay} model={commit.version}".strip() if commit.version else replay
-
-
-def decode_commit(offset: int, metadata: str | None) -> Commit:
-    """A committed offset and its metadata; a restart begins at the offset itself where there is none of ours."""
-    match = _METADATA.match(metadata or "")
-    if match is None:
-        return Commit(offset, offset)
-    return Commit(offset, min(int(match[1] or offset), offset), match[2] or "")

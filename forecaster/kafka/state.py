@@ -12,7 +12,7 @@ worker polls in between and is never taken for dead.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from forecaster.kafka import clients
 from forecaster.kafka.failures import translated
@@ -26,13 +26,26 @@ END_TIMEOUT_S = 5.0
 ROWS_MAX = 2_000
 
 
+class Rows(Protocol):
+    """The consumer that all open readers share, of either client."""
+
+    def open(self, partition: Any, reader: StateReader) -> tuple[int, int]:
+        """Begin to fetch for this reader; (start, end as of now)."""
+
+    def fetch(self, budget_s: float) -> None:
+        """Fetch for every open reader."""
+
+    def forget(self, partition: Any, reader: StateReader) -> None:
+        """A reader was closed, maybe early."""
+
+
 class StateReader:
     """One partition's rows, oldest first; of one key the last counts, and None as its value means no state.
 
     Nothing is asked of the broker before the first read(), which sets the end.
     """
 
-    def __init__(self, rows: StateRows, partition: Any) -> None:
+    def __init__(self, rows: Rows, partition: Any) -> None:
         self._rows = rows
         self._partition = partition
         self._position = 0
@@ -81,7 +94,7 @@ class StateReader:
 
 
 class StateRows:
-    """The consumer that all open readers share."""
+    """`Rows` by kafka-python."""
 
     def __init__(self, config: KafkaConfig) -> None:
         self._config = config

@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from forecaster.config import KafkaConfig
-from forecaster.kafka import KafkaSource
+from forecaster.kafka import GroupSource
 from forecaster.records import Poll
 
 WAIT_MAX_S = 60.0
@@ -74,7 +74,7 @@ def committed(bootstrap_servers: str, group: str, topic: str, partition: int = 0
         consumer.close()
 
 
-def poll_until(source: KafkaSource, enough: Callable[[list[Poll]], bool], timeout_s: float = WAIT_MAX_S) -> list[Poll]:
+def poll_until(source: GroupSource, enough: Callable[[list[Poll]], bool], timeout_s: float = WAIT_MAX_S) -> list[Poll]:
     """Polls until `enough` of them, resuming each partition where it begins."""
     polls: list[Poll] = []
     deadline = time.monotonic() + timeout_s
@@ -86,7 +86,7 @@ def poll_until(source: KafkaSource, enough: Callable[[list[Poll]], bool], timeou
     return polls
 
 
-def poll_records(source: KafkaSource, count: int) -> list[Any]:
+def poll_records(source: GroupSource, count: int) -> list[Any]:
     """At least `count` records."""
     polls = poll_until(source, lambda polls: sum(len(poll.records) for poll in polls) >= count)
     return [record for poll in polls for record in poll.records]

@@ -17,9 +17,12 @@ from kafka.structs import TopicPartition as ClientPartition
 from kafka_witness import committed, poll_records, poll_until, produce, read_committed, settings, values
 
 from forecaster.errors import Fatal, Fenced, InvalidRecord, Reason, TransactionAborted
-from forecaster.kafka import KafkaSink, KafkaSource
+from forecaster.kafka import open_sink, open_source
 from forecaster.messages import dead_letter
 from forecaster.records import Commit, MemoryRecord, Output, TopicPartition
+
+# A trap of that client alone.
+kafka_python_only = pytest.mark.parametrize("client", ["kafka-python"])
 
 
 class Daemon:
@@ -28,8 +31,8 @@ class Daemon:
     def __init__(self, broker: Broker, topic: str, group: str, **changes: Any) -> None:
         self.config = settings(broker.bootstrap_servers, group, **changes)
         self.topic = topic
-        self.source = KafkaSource(self.config, [topic])
-        self.sink = KafkaSink(self.config, self.source)
+        self.source = open_source(self.config, [topic])
+        self.sink = open_sink(self.config, self.source)
 
     def join(self, partitions: int = 2) -> None:
         """Poll until the partitions are ours."""
@@ -69,20 +72,20 @@ def outputs(new_topic: NewTopics) -> str:
 
 
 @pytest.fixture
-def daemon(kafka: Broker, topic: str, group: str) -> Iterator[Daemon]:
+def daemon(kafka: Broker, topic: str, group: str, client: str) -> Iterator[Daemon]:
     """A source and a sink that belong together."""
-    made = Daemon(kafka, topic, group)
+    made = Daemon(kafka, topic, group, client=client)
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("guarantee", ["exactly-once", "at-least-once"])
-def test_round_trip(kafka: Broker, topic: str, outputs: str, group: str, guarantee: str) -> None:
+def test_round_trip(kafka: Broker, topic: str, outputs: str, group: str, client: str, guarantee: str) -> None:
     """Another client's records come in with all they carry, and ours reach it with all they carry."""
     produce(
         kafka.bootstrap_servers, topic, ["a", "b", "c"], partition=1, timestamp=1_700_000_000_123, headers=[("h", b"1")]
     )
-    daemon = Daemon(kafka, topic, group, processing_guarantee=guarantee)
+    daemon = Daemon(kafka, topic, group, client=client, processing_guarantee=guarantee)
     records = poll_records(daemon.source, 3)
     daemon.send(outputs, *(record.value.decode() for record in records))
     daemon.sink.commit(daemon.at(3, partition=1))
@@ -121,15 +124,15 @@ def test_offsets_are_atomic_with_outputs(kafka: Broker, daemon: Daemon, outputs:
     assert committed(kafka.bootstrap_servers, group, daemon.topic) == 1
 
 
-def test_replay_offset_survives(kafka: Broker, topic: str, outputs: str, group: str) -> None:
+def test_replay_offset_survives(kafka: Broker, topic: str, outputs: str, group: str, client: str) -> None:
     """The replay offset comes back with the offset that it was committed with."""
     produce(kafka.bootstrap_servers, topic, "abcdefgh", partition=0)
-    first = Daemon(kafka, topic, group)
+    first = Daemon(kafka, topic, group, client=client)
     first.join()
     first.send(outputs, "a")
     first.sink.commit(first.at(8, replay_offset=5))
     first.close()
-    second = Daemon(kafka, topic, group)
+    second = Daemon(kafka, topic, group, client=client)
     polls = poll_until(second.source, lambda polls: sum(len(poll.assigned) for poll in polls) >= 2)
     second.close()
     found = {assigned.partition.partition: assigned for poll in polls for assigned in poll.assigned}
@@ -137,6 +140,7 @@ def test_replay_offset_survives(kafka: Broker, topic: str, outputs: str, group: 
     assert (found[1].offset, found[1].replay_offset) == (0, 0)
 
 
+@kafka_python_only
 @pytest.mark.parametrize("lost", ["a", "b"])  # a partition's first record, and one that follows it
 def test_failed_send_aborts(kafka: Broker, daemon: Daemon, outputs: str, group: str, lost: str) -> None:
     """Trap: a batch that expired does not abort its transaction by itself; we look at every send's future."""
@@ -162,6 +166,7 @@ def test_failed_send_aborts(kafka: Broker, daemon: Daemon, outputs: str, group: 
     assert committed(kafka.bootstrap_servers, group, daemon.topic) < 0
 
 
+@kafka_python_only
 def test_offsets_of_an_aborted_transaction_do_not_leak(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
     """Trap: the client keeps an aborted transaction's offsets for its next one; we take a new producer."""
     daemon.join()
@@ -183,6 +188,7 @@ def test_offsets_of_an_aborted_transaction_do_not_leak(kafka: Broker, daemon: Da
     assert committed(kafka.bootstrap_servers, group, daemon.topic, 1) == 1
 
 
+@kafka_python_only
 def test_bumped_epoch_is_an_abort(kafka: Broker, daemon: Daemon, outputs: str) -> None:
     """Trap: a producer epoch bumped during the commit reports success for a commit that never was."""
     daemon.join()
@@ -203,9 +209,10 @@ def test_bumped_epoch_is_an_abort(kafka: Broker, daemon: Daemon, outputs: str) -
 
 
 @pytest.mark.parametrize("call", ["send_offsets_to_transaction", "commit_transaction"])
-def test_endless_call_ends(kafka: Broker, topic: str, outputs: str, group: str, call: str) -> None:
+@kafka_python_only
+def test_endless_call_ends(kafka: Broker, topic: str, outputs: str, group: str, client: str, call: str) -> None:
     """Trap: two of the client's calls wait for ever; the watchdog makes an error of it."""
-    daemon = Daemon(kafka, topic, group, watchdog_timeout_s=1.0)
+    daemon = Daemon(kafka, topic, group, client=client, watchdog_timeout_s=1.0)
     daemon.join()
     daemon.send(outputs, "a")
     release = threading.Event()
@@ -234,7 +241,8 @@ def test_member_without_generation_cannot_commit(kafka: Broker, daemon: Daemon, 
     """Trap: offsets sent with no generation are taken from anybody; we do not send such."""
     daemon.join()
     daemon.send(outputs, "a")
-    daemon.source.membership = daemon.source.membership._replace(generation_id=-1, member_id="")
+    gone = {"generation_id": -1} if daemon.config.client == "kafka-python" else {}
+    daemon.source.membership = daemon.source.membership._replace(member_id="", **gone)
     with pytest.raises(TransactionAborted, match="no longer counts"):
         daemon.sink.commit(daemon.at(1))
     daemon.sink.abort()
@@ -245,7 +253,7 @@ def test_second_of_one_name_fences_the_first(kafka: Broker, daemon: Daemon, outp
     """Two daemons of one instance name: the older one is fenced, in a line that says what to mend."""
     daemon.join()
     daemon.send(outputs, "old")
-    newer = Daemon(kafka, daemon.topic, group)
+    newer = Daemon(kafka, daemon.topic, group, client=daemon.config.client)
     with pytest.raises(Fenced, match=r"instance one.*\[kafka\] instance"):
         daemon.sink.commit(daemon.at(1))
     newer.join()
@@ -255,9 +263,11 @@ def test_second_of_one_name_fences_the_first(kafka: Broker, daemon: Daemon, outp
     assert values(read_committed(kafka.bootstrap_servers, outputs)) == ["new"]
 
 
-def test_transaction_that_timed_out_is_an_abort(kafka: Broker, topic: str, outputs: str, group: str) -> None:
+def test_transaction_that_timed_out_is_an_abort(
+    kafka: Broker, topic: str, outputs: str, group: str, client: str
+) -> None:
     """After a pause past transaction_timeout_s the broker fences the producer; the batch is given up, we go on."""
-    daemon = Daemon(kafka, topic, group, transaction_timeout_s=4.0)
+    daemon = Daemon(kafka, topic, group, client=client, transaction_timeout_s=4.0)
     daemon.join()
     daemon.send(outputs, "late")
     daemon.sink._producer.flush()
@@ -271,13 +281,15 @@ def test_transaction_that_timed_out_is_an_abort(kafka: Broker, topic: str, outpu
     assert values(read_committed(kafka.bootstrap_servers, outputs)) == ["again"]
 
 
-def test_leftover_of_a_crash_is_aborted_at_once(kafka: Broker, topic: str, outputs: str, group: str) -> None:
+def test_leftover_of_a_crash_is_aborted_at_once(
+    kafka: Broker, topic: str, outputs: str, group: str, client: str
+) -> None:
     """A restart under the same name ends what its former life left open, long before transaction_timeout_s."""
-    crashed = Daemon(kafka, topic, group)
+    crashed = Daemon(kafka, topic, group, client=client)
     crashed.join()
     crashed.send(outputs, "open")
     crashed.sink._producer.flush()
-    restarted = Daemon(kafka, topic, group)
+    restarted = Daemon(kafka, topic, group, client=client)
     restarted.send(outputs, "after")
     restarted.sink.commit({})
     assert values(read_committed(kafka.bootstrap_servers, outputs)) == ["after"]

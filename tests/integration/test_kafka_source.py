@@ -17,24 +17,27 @@ from kafka.errors import KafkaTimeoutError
 from kafka_witness import poll_records, poll_until, produce, settings
 
 from forecaster.errors import BrokerUnavailable
-from forecaster.kafka import KafkaSink, KafkaSource
+from forecaster.kafka import GroupSource, KafkaSink, KafkaSource, open_source
 from forecaster.kafka.sink import client_offsets
 from forecaster.kafka.source import subscription_pattern
 from forecaster.records import Commit, Poll, TopicPartition
 
-Open = Callable[..., KafkaSource]
+Open = Callable[..., GroupSource]
+# A trap of that client alone.
+kafka_python_only = pytest.mark.parametrize("client", ["kafka-python"])
 
 
 @pytest.fixture
-def open_source(kafka: Broker, group: str) -> Iterator[Open]:
-    """`open_source(topic, instance="two", ...)`: closed again when the test ends."""
-    opened: list[KafkaSource] = []
+def open_one(kafka: Broker, group: str, client: str) -> Iterator[Open]:
+    """`open_one(topic, instance="two", ...)`: closed again when the test ends."""
+    opened: list[GroupSource] = []
 
-    def open_one(*topics: str, patterns: tuple[str, ...] = (), **changes: Any) -> KafkaSource:
-        opened.append(KafkaSource(settings(kafka.bootstrap_servers, group, **changes), topics, patterns))
+    def make(*topics: str, patterns: tuple[str, ...] = (), **changes: Any) -> GroupSource:
+        config = settings(kafka.bootstrap_servers, group, **({"client": client} | changes))
+        opened.append(open_source(config, topics, patterns))
         return opened[-1]
 
-    yield open_one
+    yield make
     for source in opened:
         source.close()
 
@@ -54,11 +57,11 @@ def delivered(polls: list[Poll]) -> set[int]:
     return {record.partition for poll in polls for record in poll.records}
 
 
-def test_assigned_partitions_are_silent_until_resumed(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_assigned_partitions_are_silent_until_resumed(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """A new partition delivers nothing before resume(), and then from the offset that resume() says."""
     topic = new_topic()
     produce(kafka.bootstrap_servers, topic, "abcde")
-    source = open_source(topic)
+    source = open_one(topic)
     polls = [source.poll(0.2) for _ in range(10)]
     assert gained(polls) == [TopicPartition(topic, 0)]
     assert [poll.records for poll in polls] == [[]] * 10
@@ -66,11 +69,11 @@ def test_assigned_partitions_are_silent_until_resumed(kafka: Broker, open_source
     assert [record.value for record in poll_records(source, 3)] == [b"c", b"d", b"e"]
 
 
-def test_pause_holds_a_partition_back(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_pause_holds_a_partition_back(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """A paused partition delivers nothing until it is resumed, again from the offset that is said."""
     topic = new_topic()
     produce(kafka.bootstrap_servers, topic, "ab")
-    source = open_source(topic)
+    source = open_one(topic)
     poll_records(source, 2)
     source.pause([TopicPartition(topic, 0)])
     produce(kafka.bootstrap_servers, topic, "c")
@@ -79,11 +82,11 @@ def test_pause_holds_a_partition_back(kafka: Broker, open_source: Open, new_topi
     assert [record.value for record in poll_records(source, 2)] == [b"b", b"c"]
 
 
-def test_rewind_delivers_again_in_order(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_rewind_delivers_again_in_order(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """After rewind() the same records come again, in order, also what was fetched ahead."""
     topic = new_topic()
     produce(kafka.bootstrap_servers, topic, [str(number) for number in range(100)])
-    source = open_source(topic, poll_records_max=30)
+    source = open_one(topic, poll_records_max=30)
     first = [record.offset for record in poll_records(source, 60)]
     source.rewind({TopicPartition(topic, 0): 10})
     again = [record.offset for record in poll_records(source, 90)]
@@ -91,11 +94,11 @@ def test_rewind_delivers_again_in_order(kafka: Broker, open_source: Open, new_to
     assert again == list(range(10, 100))
 
 
-def test_poll_has_what_came_until_it_was_asked(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_poll_has_what_came_until_it_was_asked(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """What was fetched ahead does not keep a poll from bringing what came after that."""
     topic = new_topic()
     produce(kafka.bootstrap_servers, topic, "a")
-    source = open_source(topic)
+    source = open_one(topic)
     poll_records(source, 1)
     together = []
     while [b"b", b"c"] not in together and len(together) < 10:  # on a busy machine the broker may take its time
@@ -108,13 +111,14 @@ def test_poll_has_what_came_until_it_was_asked(kafka: Broker, open_source: Open,
     assert [b"b", b"c"] in together
 
 
+@kafka_python_only
 def test_error_behind_records_waits_for_the_next_poll(
-    kafka: Broker, open_source: Open, new_topic: NewTopics, monkeypatch: pytest.MonkeyPatch
+    kafka: Broker, open_one: Open, new_topic: NewTopics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error on the second look of a poll costs none of the records of the first, and is raised by the next poll."""
     topic = new_topic()
     produce(kafka.bootstrap_servers, topic, "a")
-    source = open_source(topic)
+    source = open_one(topic)
     poll_records(source, 1)
     produce(kafka.bootstrap_servers, topic, "b")
     time.sleep(0.5)
@@ -130,41 +134,41 @@ def test_error_behind_records_waits_for_the_next_poll(
         source.poll(1.0)
 
 
-def test_latest_begins_at_the_end(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_latest_begins_at_the_end(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """auto_offset_reset = latest begins with what comes after the first assignment."""
     topic = new_topic()
     produce(kafka.bootstrap_servers, topic, "ab")
-    source = open_source(topic, auto_offset_reset="latest")
+    source = open_one(topic, auto_offset_reset="latest")
     polls = poll_until(source, lambda polls: bool(gained(polls)))
     assert [(a.offset, a.replay_offset) for poll in polls for a in poll.assigned] == [(2, 2)]
     produce(kafka.bootstrap_servers, topic, "c")
     assert [record.value for record in poll_records(source, 1)] == [b"c"]
 
 
-def test_lag_is_what_is_behind_the_end(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_lag_is_what_is_behind_the_end(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """Lag counts the records that are written and not delivered yet."""
     topic = new_topic()
     produce(kafka.bootstrap_servers, topic, [str(number) for number in range(50)])
-    source = open_source(topic, poll_records_max=20)
+    source = open_one(topic, poll_records_max=20)
     assert len(poll_records(source, 1)) == 20
     assert source.lag() == {TopicPartition(topic, 0): 30}
 
 
-def test_several_topics_in_one_source(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_several_topics_in_one_source(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """One consumer serves all topics of all inputs."""
     first, second = new_topic("first"), new_topic("second", partitions=2)
     produce(kafka.bootstrap_servers, first, "a")
     produce(kafka.bootstrap_servers, second, "b", partition=1)
-    source = open_source(first, second)
+    source = open_one(first, second)
     assert {(r.topic, r.partition, r.value) for r in poll_records(source, 2)} == {(first, 0, b"a"), (second, 1, b"b")}
 
 
-def test_pattern_reads_matching_topics(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_pattern_reads_matching_topics(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """A pattern takes every topic whose whole name it matches, beside those that are named."""
     named, matched, other = new_topic("named"), new_topic("sensor"), new_topic("other")
     for topic in (named, matched, other):
         produce(kafka.bootstrap_servers, topic, [topic])
-    source = open_source(named, patterns=(matched.replace("sensor", "sens.r"),))
+    source = open_one(named, patterns=(matched.replace("sensor", "sens.r"),))
     assert {record.topic for record in poll_records(source, 2)} == {named, matched}
     assert source.poll(0.5).records == []
 
@@ -178,10 +182,18 @@ def test_pattern_never_takes_our_own_topics() -> None:
     assert all(pattern.match(name) for name in ("a.b", "ticks", "forecasts-2"))
 
 
+def generation(source: GroupSource) -> int:
+    """Which one the group was in at the last poll."""
+    membership = source.membership
+    if isinstance(source, KafkaSource):
+        return membership.generation_id
+    return int.from_bytes(membership.metadata.removeprefix(b"CGMDv2:")[:4], "little", signed=True)
+
+
 class Member(threading.Thread):
     """Polls a source on a thread of its own, as every daemon does, and keeps what came."""
 
-    def __init__(self, source: KafkaSource) -> None:
+    def __init__(self, source: GroupSource) -> None:
         super().__init__(daemon=True)
         self.source = source
         self.polls: list[Poll] = []
@@ -211,12 +223,12 @@ def wait_for(enough: Callable[[], bool], *seen: object) -> None:
         time.sleep(0.05)
 
 
-def test_rebalance_moves_only_what_must_move(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_rebalance_moves_only_what_must_move(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """A second instance gets half of the partitions; the first keeps the others without a break."""
     topic = new_topic(partitions=4)
-    one = Member(open_source(topic))
+    one = Member(open_one(topic))
     wait_for(lambda: len(gained(one.polls)) == 4, one.polls)
-    two = Member(open_source(topic, instance="two"))
+    two = Member(open_one(topic, instance="two"))
     wait_for(lambda: len(lost(one.polls)) == 2 and len(gained(two.polls)) == 2, one.polls, two.polls)
     for number in range(4):
         produce(kafka.bootstrap_servers, topic, [str(number)], partition=number)
@@ -229,15 +241,15 @@ def test_rebalance_moves_only_what_must_move(kafka: Broker, open_source: Open, n
     assert lost(two.polls) == []
 
 
-def test_rebalance_ends(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_rebalance_ends(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """Trap: a join that ends between two polls is thrown away and begun again; the group settles all the same."""
     topic = new_topic(partitions=6)
-    members = [Member(open_source(topic, instance=str(number))) for number in range(3)]
+    members = [Member(open_one(topic, instance=str(number))) for number in range(3)]
     wait_for(lambda: [len(gained(m.polls)) - len(lost(m.polls)) for m in members] == [2, 2, 2])
     generations: deque[tuple[int, ...]] = deque(maxlen=40)
 
     def settled() -> bool:
-        generations.append(tuple(member.source.membership.generation_id for member in members))
+        generations.append(tuple(generation(member.source) for member in members))
         return len(generations) == 40 and len({each for seen in generations for each in seen}) == 1
 
     wait_for(settled, generations)  # two seconds, two heartbeats, in one generation
@@ -245,10 +257,11 @@ def test_rebalance_ends(kafka: Broker, open_source: Open, new_topic: NewTopics) 
         member.stop()
 
 
-def test_join_for_changed_metadata_is_not_forgotten(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+@kafka_python_only
+def test_join_for_changed_metadata_is_not_forgotten(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """Trap: such a join that ends between two polls leaves the client in no group for ever; ours comes back."""
     topic = new_topic()
-    source = open_source(topic)
+    source = open_one(topic)
     poll_until(source, lambda polls: len(gained(polls)) == 1)
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
     admin.create_partitions([NewPartitions(topic, 2)])[topic].result(30)
@@ -262,30 +275,30 @@ def test_join_for_changed_metadata_is_not_forgotten(kafka: Broker, open_source: 
     assert gained(polls) == [TopicPartition(topic, 1)]
 
 
-def test_close_hands_the_partitions_on_at_once(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_close_hands_the_partitions_on_at_once(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """Who closes leaves the group: the others do not wait for the session to end."""
     topic = new_topic(partitions=2)
-    first = open_source(topic, session_timeout_s=45.0)
+    first = open_one(topic, session_timeout_s=45.0)
     poll_until(first, lambda polls: len(gained(polls)) == 2)
     first.close()
-    second = open_source(topic, instance="two", session_timeout_s=45.0)
+    second = open_one(topic, instance="two", session_timeout_s=45.0)
     started = time.monotonic()
     poll_until(second, lambda polls: len(gained(polls)) == 2, timeout_s=15.0)
     assert time.monotonic() - started < 15.0
 
 
-def test_restart_takes_its_partitions_up_again(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_restart_takes_its_partitions_up_again(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """A crash and a restart under the same name: its partitions come back long before the old session ends."""
     topic = new_topic(partitions=4)
-    crashed = open_source(topic, session_timeout_s=45.0)
+    crashed = open_one(topic, session_timeout_s=45.0)
     poll_until(crashed, lambda polls: len(gained(polls)) == 4)
-    restarted = open_source(topic, session_timeout_s=45.0)
+    restarted = open_one(topic, session_timeout_s=45.0)
     polls = poll_until(restarted, lambda polls: len(gained(polls)) == 4, timeout_s=20.0)
     assert sorted(gained(polls)) == [TopicPartition(topic, number) for number in range(4)]
 
 
 def test_offset_under_an_open_transaction_is_waited_for(
-    kafka: Broker, open_source: Open, new_topic: NewTopics, group: str
+    kafka: Broker, open_one: Open, new_topic: NewTopics, group: str
 ) -> None:
     """A partition is not taken up while a transaction that moves its offset is open; then at the moved offset."""
     topic = new_topic()
@@ -299,7 +312,7 @@ def test_offset_under_an_open_transaction_is_waited_for(
         client_offsets({TopicPartition(topic, 0): Commit(6, 4)}), leaving.membership
     )
     leaving.close()
-    source = open_source(topic)
+    source = open_one(topic)
     polls = [source.poll(0.2) for _ in range(8)]
     assert gained(polls) == []
     sink._producer.commit_transaction()
@@ -308,7 +321,7 @@ def test_offset_under_an_open_transaction_is_waited_for(
     sink.close()
 
 
-def test_poison_bytes_are_delivered_as_they_are(kafka: Broker, open_source: Open, new_topic: NewTopics) -> None:
+def test_poison_bytes_are_delivered_as_they_are(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
     """No deserializer stands in the way: any bytes, and none, reach the worker, who judges them."""
     topic = new_topic()
     config = {"bootstrap.servers": kafka.bootstrap_servers}
@@ -316,13 +329,13 @@ def test_poison_bytes_are_delivered_as_they_are(kafka: Broker, open_source: Open
     producer.produce(topic, value=b"\xff\xfe{", key=None)
     producer.produce(topic, value=None, key=b"\x00")
     assert producer.flush(30) == 0
-    records = poll_records(open_source(topic), 2)
+    records = poll_records(open_one(topic), 2)
     assert [(record.key, record.value) for record in records] == [(None, b"\xff\xfe{"), (b"\x00", None)]
 
 
-def test_resume_of_a_partition_that_is_gone_does_nothing(open_source: Open, new_topic: NewTopics) -> None:
+def test_resume_of_a_partition_that_is_gone_does_nothing(open_one: Open, new_topic: NewTopics) -> None:
     """resume, rewind and pause of a partition that is not ours are no errors: it may have gone meanwhile."""
-    source = open_source(new_topic())
+    source = open_one(new_topic())
     stranger = TopicPartition("stranger", 3)
     source.resume(stranger, 5)
     source.rewind({stranger: 5})

@@ -11,14 +11,14 @@ from conftest import Broker, NewTopics
 from kafka_witness import produce, settings
 
 from forecaster.errors import BrokerUnavailable
-from forecaster.kafka import KafkaSource, StateReader
+from forecaster.kafka import GroupSource, StateReader, open_source
 from forecaster.records import Record, TopicPartition
 
 
 @pytest.fixture
-def source(kafka: Broker, new_topic: NewTopics, group: str) -> Iterator[KafkaSource]:
+def source(kafka: Broker, new_topic: NewTopics, group: str, client: str) -> Iterator[GroupSource]:
     """A source whose topic nobody writes to; its state readers are what is tested."""
-    opened = KafkaSource(settings(kafka.bootstrap_servers, group), [new_topic("in")])
+    opened = open_source(settings(kafka.bootstrap_servers, group, client=client), [new_topic("in")])
     yield opened
     opened.close()
 
@@ -41,7 +41,7 @@ def transaction(kafka: Broker, name: str) -> Producer:
     return producer
 
 
-def test_empty_partition_is_done_at_once(source: KafkaSource, new_topic: NewTopics) -> None:
+def test_empty_partition_is_done_at_once(source: GroupSource, new_topic: NewTopics) -> None:
     """A partition without rows is read after one question."""
     reader = source.state_rows(TopicPartition(new_topic("state"), 0))
     assert not reader.done
@@ -50,7 +50,7 @@ def test_empty_partition_is_done_at_once(source: KafkaSource, new_topic: NewTopi
     assert reader.progress == (0, 0)
 
 
-def test_rows_come_in_order_and_end(kafka: Broker, source: KafkaSource, new_topic: NewTopics) -> None:
+def test_rows_come_in_order_and_end(kafka: Broker, source: GroupSource, new_topic: NewTopics) -> None:
     """All rows of the partition, oldest first, and none of another partition."""
     topic = new_topic("state", partitions=2)
     wanted = [str(number) for number in range(5_000)]
@@ -61,7 +61,7 @@ def test_rows_come_in_order_and_end(kafka: Broker, source: KafkaSource, new_topi
     assert reader.progress == (5_000, 5_000)
 
 
-def test_open_transaction_is_waited_for(kafka: Broker, source: KafkaSource, new_topic: NewTopics, group: str) -> None:
+def test_open_transaction_is_waited_for(kafka: Broker, source: GroupSource, new_topic: NewTopics, group: str) -> None:
     """Rows of a transaction that is still open when the reader opens are not missed."""
     topic = new_topic("state")
     produce(kafka.bootstrap_servers, topic, ["before"])
@@ -76,7 +76,7 @@ def test_open_transaction_is_waited_for(kafka: Broker, source: KafkaSource, new_
     assert [row.value for row in read_all(reader)] == [b"open"]
 
 
-def test_aborted_rows_are_left_out(kafka: Broker, source: KafkaSource, new_topic: NewTopics, group: str) -> None:
+def test_aborted_rows_are_left_out(kafka: Broker, source: GroupSource, new_topic: NewTopics, group: str) -> None:
     """An aborted transaction at the end leaves no row, and the reader comes to its end all the same."""
     topic = new_topic("state")
     produce(kafka.bootstrap_servers, topic, ["kept"])
@@ -88,7 +88,7 @@ def test_aborted_rows_are_left_out(kafka: Broker, source: KafkaSource, new_topic
     assert [row.value for row in read_all(reader)] == [b"kept"]
 
 
-def test_what_comes_after_opening_is_not_waited_for(kafka: Broker, source: KafkaSource, new_topic: NewTopics) -> None:
+def test_what_comes_after_opening_is_not_waited_for(kafka: Broker, source: GroupSource, new_topic: NewTopics) -> None:
     """The end is fixed by the first read: a busy topic does not keep a restore from ending."""
     topic = new_topic("state")
     produce(kafka.bootstrap_servers, topic, ["a"])
@@ -99,7 +99,7 @@ def test_what_comes_after_opening_is_not_waited_for(kafka: Broker, source: Kafka
     assert reader.progress == (1, 1)
 
 
-def test_readers_share_a_consumer(kafka: Broker, source: KafkaSource, new_topic: NewTopics) -> None:
+def test_readers_share_a_consumer(kafka: Broker, source: GroupSource, new_topic: NewTopics) -> None:
     """Several partitions are read at once, each to its own end, one of them given up on the way."""
     topic = new_topic("state", partitions=4)
     for number in range(4):
@@ -114,7 +114,7 @@ def test_readers_share_a_consumer(kafka: Broker, source: KafkaSource, new_topic:
     assert readers[0].done
 
 
-def test_broker_away_is_no_end(source: KafkaSource, new_topic: NewTopics) -> None:
+def test_broker_away_is_no_end(source: GroupSource, new_topic: NewTopics) -> None:
     """A reader that cannot ask says so, is not done, and can be read again."""
     reader = source.state_rows(TopicPartition(new_topic("state"), 0))
     rows, config = source._rows, source._config

@@ -1,0 +1,196 @@
+"""Outputs and offsets into Kafka by librdkafka, all or nothing: the contract of kafka/sink.py.
+
+Of that client's traps this one has none, and what it does by itself is leant on: a
+message that is not delivered fails its transaction, so that the commit is refused; a
+call into the transaction takes a timeout, and goes on where it was when asked again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka import TopicPartition as ClientPartition
+from kafka import errors
+
+from forecaster.errors import BrokerUnavailable, Fatal, ForecasterError, TransactionAborted
+from forecaster.kafka import failures as common
+from forecaster.kafka.librdkafka import clients, failures
+from forecaster.kafka.offsets import encode_metadata
+from forecaster.kafka.sink import COMMIT, SAY_SO_AFTER_S
+from forecaster.kafka.topics import describe_topics
+from forecaster.records import Commit, Output, TopicPartition
+
+if TYPE_CHECKING:
+    from forecaster.config import KafkaConfig
+    from forecaster.kafka.librdkafka.source import LibrdkafkaSource
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 0.1
+
+
+class LibrdkafkaSink:
+    """One transaction for each poll (exactly-once), or a flush and then the offsets (at-least-once).
+
+    Raises:
+        BrokerUnavailable: the producer could not be made just now.
+        BrokerRefused, Fenced: see errors.py.
+    """
+
+    def __init__(self, config: KafkaConfig, source: LibrdkafkaSource) -> None:
+        self._config = config
+        self._source = source
+        self._transactional = config.processing_guarantee == "exactly-once"
+        self._partitions: dict[str, int] = {}
+        self._failures: list[errors.KafkaError] = []  # of this transaction's messages
+        self._begun_s = time.monotonic()
+        self._producer: Producer | None = clients.producer(config, self._failures)
+
+    def begin(self) -> None:
+        """Open a transaction, with a new producer where the last one was given up."""
+        if self._producer is None:
+            self._producer = clients.producer(self._config, self._failures)
+        self._failures.clear()
+        if self._transactional:
+            self._begun_s = time.monotonic()
+            try:
+                self._producer.begin_transaction()
+            except KafkaException as error:
+                raise self._ours(failures.as_kafka_python(failures.of(error))) from error
+
+    def send(self, outputs: Iterable[Output]) -> None:
+        """Hand the outputs to the producer. Nothing is promised before commit()."""
+        produce: Callable[..., None] = self._open.produce
+        try:
+            for topic, partition, key, value, headers, timestamp_ms in outputs:
+                where = -1 if partition is None else partition
+                while True:
+                    try:
+                        produce(topic, value, key, where, headers=headers, timestamp=timestamp_ms or 0)
+                    except BufferError:
+                        self._drain()
+                    else:
+                        break
+        except KafkaException as error:
+            raise self._ours(failures.as_kafka_python(failures.of(error))) from error
+        self._open.poll(0)
+
+    def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
+        """Make the batch visible, all or nothing.
+
+        1. Send the offsets, with the group membership that the last poll saw, while the messages are on their way.
+        2. Commit, which waits for the messages and is refused where one of them failed.
+
+        A crash before the end of 2 leaves nothing that a read_committed reader can see.
+
+        Raises:
+            TransactionAborted: nothing of it will be seen; call abort(), undo, rewind.
+            Fatal: the commit did not come back in time and nobody knows its outcome; a restart finds out.
+        """
+        producer, committed = self._open, client_offsets(offsets)
+        if not self._transactional:
+            self._flush()
+            if committed:
+                self._source.commit(committed)
+            return
+        membership = self._source.membership
+        if offsets and not membership.member_id:
+            # With no membership the broker could not tell us from a zombie.
+            raise TransactionAborted("the group no longer counts this daemon as a member")
+        if offsets:
+            self._within_deadline(
+                lambda left_s: producer.send_offsets_to_transaction(committed, membership.metadata, left_s),
+                "the offsets",
+            )
+        self._within_deadline(producer.commit_transaction, COMMIT)
+
+    def abort(self) -> None:
+        """Give the open transaction up. The next one has a new producer, whose init_transactions aborts this one."""
+        self.close()
+        try:
+            self._producer = clients.producer(self._config, self._failures)
+        except BrokerUnavailable as error:
+            log.warning("%s", error)
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions the topic has; asked once."""
+        if topic not in self._partitions:
+            self._partitions[topic] = describe_topics(self._config, [topic])[topic].partitions
+        return self._partitions[topic]
+
+    def close(self) -> None:
+        """Give up what is open, at once."""
+        if self._producer is not None:
+            clients.discard(self._producer)
+            self._producer = None
+
+    @property
+    def _open(self) -> Producer:
+        assert self._producer is not None
+        return self._producer
+
+    def _drain(self) -> None:
+        """The queue is full: let some of it go; bounded by the delivery timeout, after which it is empty."""
+        self._open.poll(DRAIN_S)
+
+    def _flush(self) -> None:
+        """Wait for every message to end, one way or the other."""
+        deadline = time.monotonic() + self._config.watchdog_timeout_s
+        while self._open.flush(SAY_SO_AFTER_S):
+            if time.monotonic() >= deadline:
+                raise TransactionAborted(f"{len(self._open)} outputs not taken by the broker in time")
+            log.warning("waiting for %s to take %d outputs", self._config.bootstrap_servers, len(self._open))
+        if self._failures:
+            raise self._ours(self._failures[0])
+
+    def _within_deadline(self, call: Callable[[float], None], what: str) -> None:
+        deadline = time.monotonic() + self._config.watchdog_timeout_s
+        while True:
+            try:
+                call(min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
+            except KafkaException as error:
+                told = failures.of(error)
+                if not told.retriable():
+                    raise self._failed(error, what) from error
+            else:
+                return
+            if time.monotonic() >= deadline:
+                raise Fatal(
+                    f"{self._config.bootstrap_servers} did not answer {what} within"
+                    f" {self._config.watchdog_timeout_s:.0f} s: its outcome is unknown, a restart finds it out"
+                )
+            log.warning("waiting for %s to answer %s", self._config.bootstrap_servers, what)
+
+    def _failed(self, error: KafkaException, what: str) -> ForecasterError:
+        told = failures.of(error)
+        if self._failures:
+            # What the client says of the transaction follows from this.
+            return self._ours(self._failures[0])
+        if what != COMMIT or told.txn_requires_abort():
+            return self._ours(failures.as_kafka_python(told))
+        ours = failures.translate(told, self._config, in_transaction=True)
+        if isinstance(ours, TransactionAborted):
+            # The end was asked for and the answer was no known one: it may have been done.
+            return Fatal(f"the commit failed in an unknown way, a restart finds its outcome out: {ours}")
+        # Fenced here is never taken for a timeout: the commit may have been done before a namesake came.
+        return ours
+
+    def _ours(self, error: errors.KafkaError) -> ForecasterError:
+        late = time.monotonic() - self._begun_s >= self._config.transaction_timeout_s
+        if late and isinstance(error, errors.ProducerFencedError | errors.InvalidProducerEpochError):
+            # See kafka/sink.py: the broker says this in one way with being fenced by a namesake.
+            return TransactionAborted(
+                f"the broker ended a transaction that was open for more than {self._config.transaction_timeout_s:.0f} s"
+            )
+        return common.translate(error, self._config, in_transaction=True)
+
+
+def client_offsets(offsets: Mapping[TopicPartition, Commit]) -> list[ClientPartition]:
+    """Our offsets as the client takes them."""
+    return [
+        ClientPartition(*partition, commit.offset, encode_metadata(commit)) for partition, commit in offsets.items()
+    ]
