@@ -46,6 +46,7 @@ DRAIN_TIMEOUT_S = 240.0
 
 CONFIG = """\
 [kafka]
+client = "{client}"
 bootstrap_servers = "{bootstrap}"
 group_id = "chaos"
 session_timeout_s = 6.0
@@ -93,6 +94,7 @@ class Storm(NamedTuple):
     flush_interval_s: float = 10.0
     capacity: int = 1_024
     poll_records_max: int = 200
+    client: str = "kafka-python"
     calm_s: float = 4.0  # mean time between two strokes
     seconds_max: float = 3_600.0
 
@@ -299,6 +301,7 @@ class Stage:
         file = self._directory / "config.toml"
         file.write_text(
             CONFIG.format(
+                client=self.storm.client,
                 bootstrap=self.kafka.bootstrap_servers,
                 model=model,
                 capacity=self.storm.capacity,
@@ -357,6 +360,7 @@ def main() -> int:
     parser.add_argument("--swaps", type=int, default=6)
     parser.add_argument("--flush-interval-s", type=float, default=10.0)
     parser.add_argument("--capacity", type=int, default=1_024, help="below 500 streams move between the tiers")
+    parser.add_argument("--client", default="kafka-python", help="kafka-python or librdkafka")
     parser.add_argument("--calm-s", type=float, default=12.0, help="mean time between two strokes")
     parser.add_argument("--seconds-max", type=float, default=3_600.0, help="leave out what does not fit")
     parser.add_argument("--directory", type=Path, help="keep broker, config and logs here")

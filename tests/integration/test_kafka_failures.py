@@ -19,7 +19,7 @@ from kafka_witness import poll_records, poll_until, produce, read_committed, set
 from forecaster.config import KafkaConfig
 from forecaster.devkafka import DevKafka
 from forecaster.errors import BrokerRefused, BrokerUnavailable, ForecasterError
-from forecaster.kafka import KafkaSink, KafkaSource, check_topics, describe_topics
+from forecaster.kafka import GroupSource, check_topics, describe_topics, open_sink, open_source
 from forecaster.records import Commit, Output, TopicPartition
 
 # The client opens a socket for each try to reconnect and leaves a failed one to the garbage collector.
@@ -98,7 +98,7 @@ def test_wrong_password(guarded: DevKafka, monkeypatch: pytest.MonkeyPatch) -> N
     config = login(guarded, monkeypatch, "alice", "looking-glass")
     started = time.monotonic()
     with pytest.raises(BrokerRefused) as refused:
-        KafkaSource(config, ["in"])
+        open_source(config, ["in"])
     assert time.monotonic() - started < 10
     assert "user alice" in one_line(refused.value)
     assert "[kafka] sasl_username" in str(refused.value)
@@ -118,7 +118,7 @@ def test_not_authorised(guarded: DevKafka, monkeypatch: pytest.MonkeyPatch) -> N
     """A user without rights is told what it may not use, by the daemon and by check."""
     config = login(guarded, monkeypatch, "bob", "builder")
     with pytest.raises(BrokerRefused) as refused:
-        KafkaSource(config, ["in"])
+        open_source(config, ["in"])
     assert one_line(refused.value) == "not authorised to use topic in: its ACLs must allow this user"
     assert "not authorised to use topic in: its ACLs must allow this user" in check_topics(config, ["in"])
 
@@ -140,20 +140,20 @@ def test_tls(guarded: DevKafka) -> None:
         describe_topics(missing, ["in"])
 
 
-def test_missing_topic(kafka: Broker, group: str) -> None:
+def test_missing_topic(kafka: Broker, group: str, client: str) -> None:
     """A topic that does not exist is a line with the command that makes it."""
     with pytest.raises(BrokerRefused) as refused:
-        KafkaSource(settings(kafka.bootstrap_servers, group), ["no-such-topic"])
+        open_source(settings(kafka.bootstrap_servers, group, client=client), ["no-such-topic"])
     assert one_line(refused.value) == "topic no-such-topic does not exist: forecaster topics create"
 
 
-def test_broker_away_at_start_leaves_nothing_behind() -> None:
+def test_broker_away_at_start_leaves_nothing_behind(client: str) -> None:
     """Nobody at the address: a quick line for each try, and no thread and no descriptor for any of them."""
     process = psutil.Process()
     threads, files = threading.active_count(), process.num_fds()
     for _ in range(5):
         with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1: Connection refused"):
-            KafkaSource(settings("127.0.0.1:1", "g"), ["in"])
+            open_source(settings("127.0.0.1:1", "g", client=client), ["in"])
     assert threading.active_count() <= threads
     assert process.num_fds() <= files
 
@@ -167,14 +167,14 @@ def test_refused_client_leaves_nothing_behind(guarded: DevKafka, monkeypatch: py
     assert threading.active_count() <= threads
 
 
-def test_outage_is_told_and_survived(private_kafka: DevKafka) -> None:
+def test_outage_is_told_and_survived(private_kafka: DevKafka, client: str) -> None:
     """A broker that dies under a daemon: poll says so, and after the restart goes on where it was, by itself."""
     broker = private_kafka
     for name in ("in", "out"):
         create_topic(broker.bootstrap_servers, name)
-    config = settings(broker.bootstrap_servers, "g")
-    source = KafkaSource(config, ["in"])
-    sink = KafkaSink(config, source)
+    config = settings(broker.bootstrap_servers, "g", client=client)
+    source = open_source(config, ["in"])
+    sink = open_sink(config, source)
     produce(broker.bootstrap_servers, "in", ["a"])
     assert [record.value for record in poll_records(source, 1)] == [b"a"]
     broker.kill()
@@ -192,16 +192,16 @@ def test_outage_is_told_and_survived(private_kafka: DevKafka) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_restart_inside_a_transaction(private_kafka: DevKafka) -> None:
+def test_restart_inside_a_transaction(private_kafka: DevKafka, client: str) -> None:
     """A broker restarted between begin and commit: the commit waits for it and is whole."""
     broker = private_kafka
     for name in ("in", "out"):
         create_topic(broker.bootstrap_servers, name)
     # A busy machine may take its time to start a broker.
     patient = {"session_timeout_s": 90.0, "transaction_timeout_s": 90.0, "delivery_timeout_s": 100.0}
-    config = settings(broker.bootstrap_servers, "g", watchdog_timeout_s=110.0, **patient)
-    source = KafkaSource(config, ["in"])
-    sink = KafkaSink(config, source)
+    config = settings(broker.bootstrap_servers, "g", client=client, watchdog_timeout_s=110.0, **patient)
+    source = open_source(config, ["in"])
+    sink = open_sink(config, source)
     poll_until(source, lambda polls: any(poll.assigned for poll in polls))
     sink.begin()
     sink.send([Output("out", 0, None, b"a", [])])
@@ -214,7 +214,7 @@ def test_restart_inside_a_transaction(private_kafka: DevKafka) -> None:
     source.close()
 
 
-def _persist(source: KafkaSource) -> list[Any]:
+def _persist(source: GroupSource) -> list[Any]:
     """Polls as the worker does: an outage is waited out."""
     deadline = time.monotonic() + 60
     records: list[Any] = []

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import create_topic
 from guarded import SCRAM_USERS, Guarded, guarded_broker
-from kafka_witness import read_committed, values
+from kafka_witness import poll_records, produce, read_committed, values
 
 from forecaster import cli
 from forecaster.config import build_config
-from forecaster.kafka import read_range
+from forecaster.kafka import open_sink, open_source, read_range
 from forecaster.kafka.oauth import token_provider
 from forecaster.kafka.publishing import Publisher
-from forecaster.records import Output
+from forecaster.records import Commit, Output, TopicPartition
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -232,6 +233,22 @@ def test_right_secret(
         publisher.publish([Output(topic, 0, b"key", b"value", [])])
     assert [record.value for batch in read_range(section, topic) for record in batch] == [b"value"]
     assert values(read_committed(guarded.bootstrap_servers, topic)) == ["value"]
+
+
+@pytest.mark.parametrize("way", RIGHT)
+def test_librdkafka_takes_the_same_settings(guarded: Guarded, provider: Provider, tmp_path: Path, way: str) -> None:
+    """The other client reads a record and answers it in a transaction, by each of these ways."""
+    kafka = RIGHT[way](guarded, tmp_path, provider) | {"client": "librdkafka", "group_id": f"g-{uuid.uuid4().hex[:8]}"}
+    topic = f"ticks-{uuid.uuid4().hex[:8]}"
+    create_topic(guarded.bootstrap_servers, topic)
+    produce(guarded.bootstrap_servers, topic, ["in"])
+    section = build_config({"kafka": kafka, "inputs": [{"name": "a", "topics": [topic]}]}, "test").kafka
+    with closing(open_source(section, [topic])) as source, closing(open_sink(section, source)) as sink:
+        assert [record.value for record in poll_records(source, 1)] == [b"in"]
+        sink.begin()
+        sink.send([Output(topic, 0, None, b"out", [])])
+        sink.commit({TopicPartition(topic, 0): Commit(1, 1)})
+    assert values(read_committed(guarded.bootstrap_servers, topic)) == ["in", "out"]
 
 
 @pytest.mark.parametrize("way", WRONG)

@@ -6,6 +6,7 @@ What is the same decision as in forecaster/kafka/clients.py has its reason there
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
@@ -13,6 +14,7 @@ from kafka import errors
 
 from forecaster.kafka.clients import BLOCK_MAX_S, reach
 from forecaster.kafka.librdkafka.failures import as_kafka_python, translated
+from forecaster.kafka.oauth import LIFETIME_S, token_provider
 
 if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
@@ -146,12 +148,25 @@ def _connection(config: KafkaConfig) -> dict[str, Any]:
         "ssl.key.password": config.ssl_key_password if config.ssl_keyfile is not None else None,
     }
     if config.security_protocol.startswith("SASL"):
-        options |= {
+        options |= _login(config)
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _login(config: KafkaConfig) -> dict[str, Any]:
+    """What the other client has logged in with already, to look at the topics: so it is there, and right."""
+    if config.sasl_mechanism != "OAUTHBEARER":
+        return {
             "sasl.mechanism": config.sasl_mechanism,
             "sasl.username": config.sasl_username,
             "sasl.password": config.sasl_password,
         }
-    return {name: value for name, value in options.items() if value is not None}
+    provider = token_provider(config)
+
+    def token(_: str) -> tuple[str, float]:
+        # The provider knows when it needs a fresh one, and is asked again soon.
+        return provider.token(), time.time() + LIFETIME_S
+
+    return {"sasl.mechanism": config.sasl_mechanism, "oauth_cb": token}
 
 
 def _ms(seconds: float) -> int:

@@ -45,7 +45,8 @@ _LOCAL: dict[int, type[errors.KafkaError]] = {
     KafkaError._WAIT_COORD: errors.CoordinatorNotAvailableError,  # noqa: SLF001
     KafkaError._ASSIGNMENT_LOST: errors.CommitFailedError,  # noqa: SLF001
     KafkaError._UNKNOWN_TOPIC: errors.UnknownTopicOrPartitionError,  # noqa: SLF001
-    KafkaError._UNKNOWN_PARTITION: errors.UnknownTopicOrPartitionError,  # noqa: SLF001
+    # Also what it says of any partition while no broker is there.
+    KafkaError._UNKNOWN_PARTITION: errors.LeaderNotAvailableError,  # noqa: SLF001
 }
 
 _OF_A_TOPIC = (errors.UnknownTopicOrPartitionError, errors.TopicAuthorizationFailedError, errors.InvalidTopicError)
@@ -59,6 +60,8 @@ def translate(error: KafkaError, config: KafkaConfig, *, in_transaction: bool = 
 def as_kafka_python(error: KafkaError, topic: str | None = None) -> errors.KafkaError:
     """The same error as the other client has it; one that is about a topic names it."""
     code = error.code()
+    if code == KafkaError._FATAL and "group.instance.id" in error.str():  # noqa: SLF001
+        return errors.FencedInstanceIdError()  # the code does not say why
     kind = _LOCAL.get(code, errors.KafkaError) if code < 0 else errors.for_code(code)
     return kind(topic if topic is not None and issubclass(kind, _OF_A_TOPIC) else error.str())
 
