@@ -51,6 +51,22 @@ wheel: .venv/synced ## dist/*.whl
 	$(UV) build --quiet --wheel
 	@ls dist/*.whl
 
+.PHONY: sbom
+sbom: .venv/synced ## dist/sbom.cdx.json: all that the daemon and its extras bring along, with hashes, from uv.lock
+	mkdir -p dist
+	$(UV) export --frozen --quiet --no-dev --all-extras --format cyclonedx1.5 --output-file dist/sbom.cdx.json >/dev/null
+	@ls dist/sbom.cdx.json
+
+.PHONY: release
+release: wheel sbom ## what a release is made of: the wheel, the bill of materials, their checksums
+	cd dist && sha256sum -- * > SHA256SUMS && cat SHA256SUMS
+
+.PHONY: audit
+audit: .venv/synced ## known vulnerabilities of what uv.lock names; asks PyPI's advisories, so it needs that network
+	mkdir -p .cache
+	$(UV) export --frozen --quiet --no-dev --all-extras --no-emit-project --output-file .cache/audit.txt >/dev/null
+	$(UV) tool run --from 'pip-audit>=2.9' pip-audit --requirement .cache/audit.txt --require-hashes --disable-pip
+
 .PHONY: bench
 bench: .venv/synced ## throughput and latency; ONE=accuracy for another one, JSON=directory for the results
 	for each in $(or $(ONE),throughput latency); do echo "== $$each"; $(BIN)/python benchmarks/$$each.py \

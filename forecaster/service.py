@@ -18,7 +18,7 @@ import numpy as np
 from forecaster.config import Config
 from forecaster.errors import BrokerUnavailable, ForecasterError
 from forecaster.health import Health
-from forecaster.kafka import GroupSink, GroupSource, open_sink, open_source, partition_for_key
+from forecaster.kafka import GroupSink, GroupSource, open_sink, open_source, partition_for_key, require_access
 from forecaster.labels import Stage as Where
 from forecaster.log import event
 from forecaster.metrics import Metrics
@@ -215,8 +215,12 @@ def _connect(
     config: Config, stop: threading.Event, health: Health, metrics: Metrics
 ) -> tuple[GroupSource | None, GroupSink | None]:
     """The source and the sink; while no broker answers, wait and say so. Nones where `stop` came first."""
+    topics = [topic for each in config.inputs for topic in each.topics]
+    rekeyed = [topic for each in config.inputs if each.repartition for topic in each.topics]
     while not stop.is_set():
         try:
+            # Here, in one line, and not when the first state is to be read, after the next restart.
+            require_access(config.kafka, topics, rekeyed)
             source = open_source(config.kafka, *Routes(config.inputs, config.kafka).subscription)
             try:
                 sink = open_sink(config.kafka, source)

@@ -215,6 +215,24 @@ def test_light_commands_run_without_tensorflow(arguments: list[str], tmp_path: P
     assert (done.stdout.splitlines()[-1:], done.returncode) == (["loaded []"], 0), done.stderr
 
 
+def test_nothing_runs_what_it_reads() -> None:
+    """No module can turn data into code: no pickle in any dress, no eval, no shell."""
+    for module, path in modules().items():
+        assert not {each.name.split(".")[0] for each in imports(module)} & {
+            "pickle",
+            "marshal",
+            "shelve",
+            "dill",
+            "yaml",
+        }
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in {"eval", "exec", "compile", "np.load", "os.system"}, module
+                named = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert named.get("shell") != "True", module
+                assert named.get("allow_pickle") != "True", module
+
+
 def test_files_stay_small() -> None:
     """A file that has grown past its limit is to be split."""
     long = {name: n for name, path in modules().items() if (n := path.read_text().count("\n")) > LINES_MAX}

@@ -18,7 +18,14 @@ from forecaster.kafka.reading import Span, Time, read_range, read_spans, spans
 from forecaster.kafka.sink import KafkaSink
 from forecaster.kafka.source import KafkaSource, subscription_pattern
 from forecaster.kafka.state import StateReader
-from forecaster.kafka.topics import TopicDescription, check_topics, create_topics, describe_topics, matching_topics
+from forecaster.kafka.topics import (
+    TopicDescription,
+    check_topics,
+    create_topics,
+    describe_topics,
+    matching_topics,
+    require_access,
+)
 
 __all__ = [
     "GroupSink",
@@ -41,6 +48,7 @@ __all__ = [
     "partition_for_key",
     "read_range",
     "read_spans",
+    "require_access",
     "require_client",
     "spans",
     "subscription_pattern",

@@ -29,7 +29,7 @@ from forecaster.errors import BrokerUnavailable, Fatal, ForecasterError, Transac
 from forecaster.kafka import clients
 from forecaster.kafka.failures import cause, translate
 from forecaster.kafka.offsets import encode_metadata
-from forecaster.kafka.topics import describe_topics
+from forecaster.kafka.topics import require_topics
 from forecaster.records import Commit, Output, TopicPartition
 
 if TYPE_CHECKING:
@@ -134,9 +134,9 @@ class KafkaSink:
             log.warning("%s", error)
 
     def partitions(self, topic: str) -> int:
-        """How many partitions the topic has; asked once."""
+        """How many partitions the topic has; asked once. Raises BrokerRefused where it is gone, or not for us."""
         if topic not in self._partitions:
-            self._partitions[topic] = describe_topics(self._config, [topic])[topic].partitions
+            self._partitions[topic] = require_topics(self._config, [topic])[topic].partitions
         return self._partitions[topic]
 
     def close(self) -> None:

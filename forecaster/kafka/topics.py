@@ -44,13 +44,22 @@ def describe_topics(config: KafkaConfig, names: Sequence[str], *, configs: bool 
         return _describe(admin, names, configs=configs)
 
 
-def require_topics(config: KafkaConfig, names: Sequence[str]) -> None:
-    """Raises BrokerRefused, one line, where one of them does not exist or may not be seen."""
-    for name, topic in describe_topics(config, names).items() if names else ():
-        if not topic.authorised:
-            raise BrokerRefused(f"not authorised to use topic {name}: its ACLs must allow this user")
-        if not topic.exists:
-            raise BrokerRefused(f"topic {name} does not exist: forecaster topics create")
+def require_topics(config: KafkaConfig, names: Sequence[str]) -> dict[str, TopicDescription]:
+    """The topics. Raises BrokerRefused, one line, where one of them does not exist or may not be seen."""
+    found = describe_topics(config, names) if names else {}
+    for name, topic in found.items():
+        for finding in _findings(name, topic, ()):
+            raise BrokerRefused(finding)
+    return found
+
+
+def require_access(config: KafkaConfig, inputs: Sequence[str], rekeyed: Collection[str] = ()) -> None:
+    """Raises BrokerRefused, one line, where one of the daemon's topics is missing or may not be used as it does."""
+    uses = _uses(config, inputs, rekeyed)
+    topics = describe_topics(config, list(uses))
+    findings = [finding for name, needs in uses.items() for finding in _findings(name, topics[name], needs)]
+    if findings:
+        raise BrokerRefused("; ".join(findings))
 
 
 def create_topics(
@@ -91,15 +100,12 @@ def check_topics(config: KafkaConfig, inputs: Sequence[str], rekeyed: Collection
     """What would keep the daemon from running against this broker: one line for each finding, none if all is well."""
     states = _states(config, inputs, rekeyed)
     internal = {config.internal_topic(name): name for name in rekeyed}
-    outputs = (config.forecast_topic, config.signal_topic, config.dead_letter_topic)
+    uses = _uses(config, inputs, rekeyed)
     try:
-        topics = describe_topics(config, [*inputs, *outputs, *internal, *states], configs=True)
+        topics = describe_topics(config, list(uses), configs=True)
     except ForecasterError as error:
         return [str(error)]
-    findings = []
-    for name, topic in topics.items():
-        needs = ("READ",) if name in inputs else ("WRITE",) if name in outputs else ("READ", "WRITE")
-        findings += _findings(name, topic, needs)
+    findings = [finding for name, needs in uses.items() for finding in _findings(name, topics[name], needs)]
     for mine, name in (states | internal).items():
         have, want = topics[mine], topics[name]
         if have.exists and want.exists and have.partitions != want.partitions:
@@ -118,6 +124,15 @@ def _states(config: KafkaConfig, inputs: Sequence[str], rekeyed: Collection[str]
     """Each state topic, and the input that it has its number of partitions from."""
     read = {name: config.internal_topic(name) if name in rekeyed else name for name in inputs}
     return {config.state_topic(topic): name for name, topic in read.items()}
+
+
+def _uses(config: KafkaConfig, inputs: Sequence[str], rekeyed: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Every topic of the daemon's, and what it does with it."""
+    ours = [*(config.internal_topic(name) for name in rekeyed), *_states(config, inputs, rekeyed)]
+    outputs = (config.forecast_topic, config.signal_topic, config.dead_letter_topic)
+    return (
+        dict.fromkeys(inputs, ("READ",)) | dict.fromkeys(outputs, ("WRITE",)) | dict.fromkeys(ours, ("READ", "WRITE"))
+    )
 
 
 def _findings(name: str, topic: TopicDescription, needs: Sequence[str]) -> list[str]:

@@ -60,6 +60,7 @@ class Keys:
         stranger.cert_pem.write_to_path(str(self.other_cafile))
         self.broker = _pem(authority.issue_cert("127.0.0.1"), directory / "broker.pem")
         self.elsewhere = _pem(authority.issue_cert("192.0.2.1"), directory / "elsewhere.pem")
+        self.server = _pair(authority.issue_cert("127.0.0.1"), directory / "server")
         self.certfile, self.keyfile = _pair(
             authority.issue_cert("alice.test", common_name="alice"), directory / "alice"
         )
@@ -145,12 +146,9 @@ def guarded_broker(directory: Path, properties: Mapping[str, str] | None = None)
     with pytest.MonkeyPatch.context() as patch:
         # Kafka reads keys only from where its administrator said so.
         patch.setenv("JAVA_TOOL_OPTIONS", f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={jwks.as_uri()}")
-        broker.start()
-    try:
-        _create_users(broker.bootstrap_servers)
-        yield Guarded(broker, keys, identity)
-    finally:
-        broker.stop()
+        with broker:
+            _create_users(broker.bootstrap_servers)
+            yield Guarded(broker, keys, identity)
 
 
 def _create_users(bootstrap_servers: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from datetime import datetime
 from pathlib import Path
 
@@ -130,3 +132,36 @@ def test_versions_sort_by_age() -> None:
     first, second = registry.new_version(), registry.new_version()
     assert first <= second
     assert msgspec.json.decode(msgspec.json.encode(first)) == first
+
+
+class Hostile:
+    """What unpickling it would do."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        """A pickle may name any call."""
+        return (Path.touch, (self.canary,))
+
+
+@pytest.mark.parametrize("file", [registry.MODEL_FILE, registry.WEIGHTS_FILE])
+@pytest.mark.parametrize("kind", ["pickle", "numpy", "zip", "endless header", "not utf-8"])
+def test_hostile_file_runs_nothing(tmp_path: Path, file: str, kind: str) -> None:
+    """A file made to run code when it is loaded, or to take all memory, is refused in one line, and nothing runs."""
+    canary = tmp_path / "canary"
+    archive = io.BytesIO()
+    np.save(archive, np.array([Hostile(canary)], dtype=object), allow_pickle=True)
+    contents = {
+        "pickle": pickle.dumps(Hostile(canary)),
+        "numpy": archive.getvalue(),
+        "zip": b"PK\x03\x04" + pickle.dumps(Hostile(canary)),  # what torch and keras save
+        "endless header": (2**63 - 1).to_bytes(8, "little") + b"{}",
+        "not utf-8": (4).to_bytes(8, "little") + b"\xff\xfe\x00\xff",
+    }
+    path = registry.save(tmp_path / "models", make_model(make_spec())) / file
+    path.write_bytes(contents[kind])
+    with pytest.raises(ModelMismatch, match="v1: damaged") as raised:
+        registry.load(tmp_path / "models")
+    assert "\n" not in str(raised.value)
+    assert not canary.exists()
