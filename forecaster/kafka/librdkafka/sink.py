@@ -21,7 +21,7 @@ from forecaster.kafka import failures as common
 from forecaster.kafka.librdkafka import clients, failures
 from forecaster.kafka.offsets import encode_metadata
 from forecaster.kafka.sink import COMMIT, SAY_SO_AFTER_S
-from forecaster.kafka.topics import describe_topics
+from forecaster.kafka.topics import require_topics
 from forecaster.records import Commit, Output, TopicPartition
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ class LibrdkafkaSink:
             log.warning("%s", error)
 
     def partitions(self, topic: str) -> int:
-        """How many partitions the topic has; asked once."""
+        """How many partitions the topic has; asked once. Raises BrokerRefused where it is gone, or not for us."""
         if topic not in self._partitions:
-            self._partitions[topic] = describe_topics(self._config, [topic])[topic].partitions
+            self._partitions[topic] = require_topics(self._config, [topic])[topic].partitions
         return self._partitions[topic]
 
     def close(self) -> None:
