@@ -1,7 +1,7 @@
-"""Write the dashboard and the alert rules that Grafana is provisioned with: `python deploy/grafana/make.py`.
+"""Write the dashboard, and the rules in the words of Grafana and of Kubernetes: `python deploy/grafana/make.py`.
 
-The dashboard is panels.py; the alert rules are those of deploy/prometheus, in Grafana's words, for those who let
-Grafana evaluate them. Both results are committed, and a test holds that they are what this makes.
+The dashboard is panels.py. The rules are those of deploy/prometheus: for those who let Grafana evaluate the alerts, and
+for Prometheus Operator. All results are committed, and a test holds that they are what this makes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 DASHBOARD = HERE / "dashboards" / "forecaster.json"
 ALERTS = HERE / "provisioning" / "alerting" / "forecaster.yml"
 RULES = HERE.parent / "prometheus" / "forecaster.rules.yml"
+OPERATOR = HERE.parent / "kubernetes" / "components" / "monitoring" / "prometheusrule.yaml"
 RUNBOOK = "https://github.com/forecaster/forecaster/blob/main/docs/runbook.md"
 DATASOURCE = "prometheus"
 SOURCE = parts.DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -172,11 +173,26 @@ def dashboard_json() -> str:
 
 def alert_rules() -> str:
     """provisioning/alerting/forecaster.yml."""
-    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    groups = _groups()
     rules = [_alert(rule, place) for group in groups for place, rule in enumerate(group["rules"]) if "alert" in rule]
     group = {"orgId": 1, "name": "forecaster", "folder": "forecaster", "interval": "1m", "rules": rules}
+    return _yaml({"apiVersion": 1, "groups": [group]})
+
+
+def operator_rules() -> str:
+    """prometheusrule.yaml, for Prometheus Operator."""
+    about = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "forecaster"}}
+    return _yaml({**about, "spec": {"groups": _groups()}})
+
+
+def _groups() -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    return groups
+
+
+def _yaml(tree: dict[str, Any]) -> str:
     heading = "# Written by `python deploy/grafana/make.py` from deploy/prometheus/forecaster.rules.yml; do not edit.\n"
-    return heading + yaml.safe_dump({"apiVersion": 1, "groups": [group]}, sort_keys=False, width=10_000)
+    return heading + yaml.safe_dump(tree, sort_keys=False, width=10_000)
 
 
 def _alert(rule: dict[str, Any], place: int) -> dict[str, Any]:
@@ -202,3 +218,4 @@ def _alert(rule: dict[str, Any], place: int) -> dict[str, Any]:
 if __name__ == "__main__":
     DASHBOARD.write_text(dashboard_json(), encoding="utf-8")
     ALERTS.write_text(alert_rules(), encoding="utf-8")
+    OPERATOR.write_text(operator_rules(), encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from declared import ROOT, names_in, rules, series
+from declared import ROOT, RULES, names_in, rules, series
 
 GRAFANA = ROOT / "deploy" / "grafana"
 ROWS = [
@@ -61,6 +61,14 @@ def test_grafanas_alert_rules_are_prometheus(make: ModuleType) -> None:
     ]
     assert len({rule["uid"] for rule in group["rules"]}) == len(group["rules"])
     assert all("/docs/runbook.md#" in rule["annotations"]["runbook_url"] for rule in group["rules"])
+
+
+def test_prometheus_operators_rules_are_prometheus(make: ModuleType) -> None:
+    """What the operator is given is the same groups, whole, and the component has it."""
+    assert make.OPERATOR.read_text() == make.operator_rules()
+    assert yaml.safe_load(make.OPERATOR.read_text())["spec"] == yaml.safe_load(RULES.read_text())
+    component = yaml.safe_load(make.OPERATOR.with_name("kustomization.yaml").read_text())
+    assert make.OPERATOR.name in component["resources"]
 
 
 def test_the_rows_are_in_their_order() -> None:

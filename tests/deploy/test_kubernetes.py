@@ -21,7 +21,7 @@ KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 # Their schemas are those of Prometheus Operator and KEDA, which Kubernetes does not have.
-CUSTOM = {"ServiceMonitor", "ScaledObject"}
+CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
 
