@@ -49,6 +49,10 @@ class Swap(StrEnum):
     TAKEN_UP = "taken_up"  # every partition here is stepped with the new champion
     REFUSED = "refused"  # a new champion that cannot be used: damaged, or another network
     MISSING = "missing"  # a partition's last records were stepped with a version that is gone
+    # By the learner:
+    PROMOTED = "promoted"  # a challenger was better than the champion
+    REJECTED = "rejected"  # one was not
+    ROLLED_BACK = "rolled_back"  # a champion turned out worse than the one before it
 
 
 class Direction(StrEnum):

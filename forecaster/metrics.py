@@ -116,6 +116,7 @@ class Metrics:
         self._oldest_dirty_s: float | None = None
         self._flushes = False
         self._inputs: dict[str, list[_Horizon]] = {}
+        self._training: dict[str, tuple[float, float]] = {}
         self._levels: set[float] = set()
         self._experts: dict[str, _Experts] = {}
         self._drifting: dict[str, int] = {}
@@ -333,6 +334,29 @@ class Metrics:
         self._swaps = declare.counter(
             "model_swaps_total", "Versions of the weights, by what became of them.", outcome=Swap
         )
+        declare.read(
+            "training_loss",
+            "The learner's loss on the last window that it learned from, as `forecaster train` reports it.",
+            ("input",),
+            lambda: [((name,), loss) for name, (loss, _) in list(self._training.items())],
+        )
+        declare.read(
+            "gradient_norm",
+            "The gradient's global norm there, before it was clipped.",
+            ("input",),
+            lambda: [((name,), norm) for name, (_, norm) in list(self._training.items())],
+        )
+        self._clipped = declare.counter(
+            "gradient_clipped_total", "The learner's gradient steps whose gradient was clipped.", input=()
+        )
+        self._unlearned = declare.counter(
+            "unlearned_records_total",
+            "Answered records that the learner was not given, or could not take: it never holds a step up.",
+            input=(),
+        )
+        self._learner_restarts = declare.counter(
+            "learner_restarts_total", "Times that the learner's process ended and was started again.", input=()
+        )
 
     def declare_input(
         self,
@@ -354,6 +378,8 @@ class Metrics:
         """
         for topic in topics:
             self._records.labels(topic)
+        for counter in (self._clipped, self._unlearned, self._learner_restarts):
+            counter.labels(name)
         if signal_horizon is not None:
             for direction in Direction:
                 self._signals.labels(str(signal_horizon), direction)
@@ -563,6 +589,22 @@ class Metrics:
     def count_swaps(self, outcome: Swap, versions: int) -> None:
         """What became of versions of the weights."""
         self._swaps.labels(outcome).inc(versions)
+
+    def set_training(self, name: str, *, loss: float, norm: float) -> None:
+        """The learner of input `name` made gradient steps."""
+        self._training[name] = (loss, norm)
+
+    def count_clipped(self, name: str, steps: int) -> None:
+        """Of those, so many with a clipped gradient."""
+        self._clipped.labels(name).inc(steps)
+
+    def count_unlearned(self, name: str, records: int) -> None:
+        """Records of input `name` that its learner does not see."""
+        self._unlearned.labels(name).inc(records)
+
+    def count_learner_restart(self, name: str) -> None:
+        """The learner of input `name` is started again."""
+        self._learner_restarts.labels(name).inc()
 
     # Out
 

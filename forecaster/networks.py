@@ -64,6 +64,11 @@ def trained_model(config: InputConfig, version: str | None = None) -> Model | No
     return model
 
 
+def nothing_learned(config: InputConfig) -> bool:
+    """Whether no version was ever put in use in the input's directory, or it has none."""
+    return config.model is None or registry.champion(Path(config.model)) is None
+
+
 def model_directory(config: InputConfig) -> Path:
     """Where the input's weights are kept. Raises InvalidConfig where the config does not say."""
     if config.model is None:

@@ -43,8 +43,15 @@ class MetricsObserver:
     """Feeds `Metrics`. Nothing is counted before its transaction is committed, so nothing is counted twice."""
 
     def __init__(
-        self, metrics: Metrics, engines: Mapping[str, StepEngine], *, transactions: bool, worst_streams: int = 0
+        self,
+        metrics: Metrics,
+        engines: Mapping[str, StepEngine],
+        *,
+        transactions: bool,
+        worst_streams: int = 0,
+        learned: Callable[[str, Outcome], None] = lambda _name, _outcome: None,
     ) -> None:
+        """`learned` gets what was committed, by input."""
         self._metrics = metrics
         self._engines = engines
         self._transactions = transactions
@@ -53,6 +60,7 @@ class MetricsObserver:
         self._steps: list[_Step] = []
         self._evicted: Counter[tuple[str, str]] = Counter()
         self._split: Counter[str] = Counter()
+        self._learned = learned
         self._worst = WorstStreams(worst_streams)
         self._polled_s = 0.0
         self._surveyed_s = -SURVEY_S
@@ -89,6 +97,7 @@ class MetricsObserver:
 
     def _outcome(self, stage: Stage, outcome: Outcome, now_s: float) -> None:
         metrics, config = self._metrics, stage.config
+        self._learned(config.name, outcome)
         metrics.count_dead_letters(Counter(error.reason for error in outcome.refused))
         metrics.count_forecasts(config.name, len(outcome.streams))
         metrics.observe_answers(

@@ -25,6 +25,7 @@ class Outcome(NamedTuple):
     time_s: NDArray[np.float64]  # [N]
     timestamp_ms: NDArray[np.int64]  # [N] the records' own
     values: NDArray[np.float64]  # [N, D]
+    features: NDArray[np.float32]  # [N, F]
     forecast: StepOutputs | None
     directions: NDArray[np.int8]  # [N, D, H]
     signals: NDArray[np.int8]  # of those published
@@ -35,7 +36,20 @@ class Outcome(NamedTuple):
         """Of a batch that nothing of was stepped."""
         none = np.zeros(0)
         ways = np.zeros(0, np.int8)
-        return cls([], [], [], [], none, none.astype(np.int64), none[:, None], None, ways, ways, 0)
+        return cls(
+            [],
+            [],
+            [],
+            [],
+            none,
+            none.astype(np.int64),
+            none[:, None],
+            none[:, None].astype(np.float32),
+            None,
+            ways,
+            ways,
+            0,
+        )
 
     @property
     def scores(self) -> Scores | None:

@@ -376,6 +376,7 @@ class Pipeline:
             time_s=ticks.time_s[rows],
             timestamp_ms=np.fromiter((record.timestamp for record in kept), np.int64, len(kept)),
             values=ticks.values[rows],
+            features=ticks.features[rows],
             forecast=_rows(forecast, rows),
             directions=way[rows],
             signals=signal_way[publish],

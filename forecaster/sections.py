@@ -343,6 +343,30 @@ class TrainingConfig(Section, frozen=True):
     """Of the first weights and of the order."""
 
 
+class LearningConfig(Section, frozen=True):
+    """Learning the shared weights while the daemon runs, for each input with a `model`, in a process of its own."""
+
+    enabled: bool = False
+    """Learn from the live records, and use what is better. A model directory with no version begins untrained."""
+    streams_max: Annotated[int, Meta(ge=1, le=100_000)] = 1_000
+    """Streams of an input that the learner follows: the first ones that it hears of."""
+    buffer_records: Annotated[int, Meta(ge=100, le=10_000_000)] = 100_000
+    """The newest records that it keeps to learn from; times (2 x targets + features + 6) x 4 bytes, twice."""
+    round_records: Count = 5_000
+    """New records between two rounds of training."""
+    round_steps: Count = 300
+    """Gradient steps of a round; what they come to challenges the champion."""
+    learning_rate: Annotated[float, Meta(gt=0)] = 0.001
+    """Of a round; window, batch and clip norm are those of [training]."""
+    duel_records: Count = 5_000
+    """Live records that both are scored on, each with states of its own, before it is decided."""
+    margin: Annotated[float, Meta(ge=0, lt=1)] = 0.01
+    """A challenger takes over if its mean loss is lower by this part; so does the old champion afterwards, if the new
+    one turns out worse by as much."""
+    nice: Annotated[int, Meta(ge=0, le=19)] = 19
+    """How much the process gives way to others."""
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -354,6 +378,7 @@ class Config(Section, frozen=True, kw_only=True):
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
     training: TrainingConfig = TrainingConfig()
+    learning: LearningConfig = LearningConfig()
 
     def input(self, name: str | None) -> InputConfig:
         """The input of that name, or the only one. Raises InvalidConfig."""

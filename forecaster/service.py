@@ -7,8 +7,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -20,16 +20,18 @@ from forecaster.errors import BrokerUnavailable, ForecasterError
 from forecaster.health import Health
 from forecaster.kafka import GroupSink, GroupSource, open_sink, open_source, partition_for_key, require_access
 from forecaster.labels import Stage as Where
+from forecaster.learner.feed import Feed
 from forecaster.log import event
 from forecaster.metrics import Metrics
 from forecaster.model.step import StepEngine
 from forecaster.networks import state_checksum
 from forecaster.observer import MetricsObserver
+from forecaster.outcome import Outcome
 from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.rekey import Rekeyer
 from forecaster.reload import Reloader
 from forecaster.routing import Routes
-from forecaster.shelf import UNTRAINED, ModelShelf, load_model
+from forecaster.shelf import UNTRAINED, ModelShelf, begin_untrained, load_model
 from forecaster.supervisor import Supervisor
 from forecaster.versions import Versions
 from forecaster.web import WebServer
@@ -183,6 +185,9 @@ def run(
         source, sink = _connect(config, stop, health, metrics)
         if source is None or sink is None:
             return
+        if config.learning.enabled:
+            for each in config.inputs:
+                begin_untrained(each)
         with health.waiting("compiling", COMPILE_TIMEOUT_S):
             engines = Engines.compiled(config, progress)
         declare_models(metrics, config, engines)
@@ -195,7 +200,11 @@ def run(
         exactly_once = config.kafka.processing_guarantee == "exactly-once"
         observer = observe(
             MetricsObserver(
-                metrics, engines.by_input, transactions=exactly_once, worst_streams=config.http.worst_streams
+                metrics,
+                engines.by_input,
+                transactions=exactly_once,
+                worst_streams=config.http.worst_streams,
+                learned=stack.enter_context(learners(config, metrics)),
             )
         )
         worker = build_worker(config, pipelines, source, sink, observer, health, rekeyers)
@@ -209,6 +218,20 @@ def run(
 
         worker.run(stop, partial(reloader.reload_if_asked, apply) if reloader else lambda: None)
         event(log, "drained")
+
+
+@contextmanager
+def learners(config: Config, metrics: Metrics) -> Iterator[Callable[[str, Outcome], None]]:
+    """A learner for each input that has a directory for what it learns; where to hand over what was committed."""
+    with ExitStack() as stack:
+        names = [each.name for each in config.inputs if each.model is not None] if config.learning.enabled else []
+        feeds = {name: stack.enter_context(Feed(config, name, metrics)) for name in names}
+
+        def put(name: str, outcome: Outcome) -> None:
+            if name in feeds:
+                feeds[name].put(outcome)
+
+        yield put
 
 
 def _connect(

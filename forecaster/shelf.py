@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from forecaster.config import InputConfig
+from forecaster.errors import Fatal
 from forecaster.model import registry
 from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
@@ -28,6 +29,24 @@ def load_model(config: InputConfig, version: str | None = None) -> Model:
     model = trained_model(config, version)
     assert model is not None
     return model
+
+
+def begin_untrained(config: InputConfig) -> None:
+    """Where there is a directory for the input's weights and nothing was ever put in use there: the untrained network.
+
+    Raises:
+        Fatal: the directory cannot be written.
+    """
+    if config.model is None or registry.champion(Path(config.model)) is not None:
+        return
+    directory = Path(config.model)
+    if UNTRAINED not in registry.versions(directory):
+        try:
+            registry.save(directory, load_model(config, UNTRAINED), promote=False)
+        except Fatal:
+            if UNTRAINED not in registry.versions(directory):  # otherwise another instance was quicker
+                raise
+    registry.set_champion(directory, UNTRAINED, why="nothing learned yet")
 
 
 class ModelShelf:

@@ -16,7 +16,7 @@ from forecaster.credentials import ways
 from forecaster.effective import as_toml
 from forecaster.errors import ForecasterError, InvalidConfig, ModelMismatch
 from forecaster.guard import Guard, parse_listen
-from forecaster.networks import trained_model
+from forecaster.networks import nothing_learned, trained_model
 from forecaster.routing import Routes
 
 
@@ -78,7 +78,7 @@ def _local(config: Config) -> Iterator[Finding]:
     """What this machine can say: models, secrets, certificates."""
     yield _http(config.http)
     for each in config.inputs:
-        yield _model(each)
+        yield _model(each, learns=config.learning.enabled)
     kafka = config.kafka
     yield from _secrets(config)
     for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
@@ -114,8 +114,10 @@ def _secrets(config: Config) -> Iterator[Finding]:
         yield Finding.fine(f"{text}: ***") if given else Finding.wrong(f"{text} is missing: {ways(section, key)}")
 
 
-def _model(config: InputConfig) -> Finding:
+def _model(config: InputConfig, *, learns: bool) -> Finding:
     place = f"[[inputs]] {config.name} model"
+    if learns and config.model is not None and nothing_learned(config):
+        return Finding.fine(f"{place}: {config.model} is empty, the learner begins there")
     try:
         model = trained_model(config)
     except ModelMismatch as error:

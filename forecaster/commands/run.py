@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from forecaster import log as logs
 from forecaster.config import load_config
 from forecaster.log import event
-from forecaster.networks import trained_model
+from forecaster.networks import nothing_learned, trained_model
 from forecaster.reload import Reloader
 from forecaster.stopping import stop_on_signals
 
@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, lambda *_: reloader.ask())
     threading.Thread(target=_leave_in_time, args=(life,), name="drain-limit", daemon=True).start()
     for each in config.inputs:
-        trained_model(each)
+        if not (config.learning.enabled and nothing_learned(each)):
+            trained_model(each)
 
     from forecaster import service  # noqa: PLC0415 - TensorFlow takes seconds: a wrong config or model is told before
 

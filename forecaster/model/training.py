@@ -189,7 +189,7 @@ class _Training:
         names = learning.trainable(self._weights)
         zeros = {name: tf.zeros_like(self._weights[name]) for name in names}
         self._moments = learning.Moments(zeros, dict(zeros))
-        self._start = _initial_state(spec, self._batch)
+        self._start = initial_state(spec, self._batch)
         self._learn = tf.function(self._learn_window, jit_compile=True, autograph=False)
         self._score = tf.function(self._score_window, jit_compile=True, autograph=False)
         self._losses: list[float] = []
@@ -344,7 +344,7 @@ def _warnings(spec: NetworkSpec, options: TrainOptions, back: tuple[float, ...],
         )
 
 
-def _initial_state(spec: NetworkSpec, batch: int) -> Fields:
+def initial_state(spec: NetworkSpec, batch: int) -> Fields:
     """Every field but those that only serving needs, of `batch` streams that have seen nothing."""
     fields = [field for field in row_layout(spec).fields.values() if not serving_only(field.name)]
     return {field.name: tf.fill([batch, *field.shape], tf.constant(field.initial, tf.float32)) for field in fields}

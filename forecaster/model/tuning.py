@@ -1,0 +1,118 @@
+"""Go on training on whatever has come lately: gradient steps one at a time, compiled once for all rounds.
+
+`training.py` fits a history to the end; this does a step when it is told to, so that whoever holds the thread
+decides what else is done meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecaster.model import learning
+from forecaster.model.columns import StreamHistory, packed_columns
+from forecaster.model.runtime import Fields, Tensor, Weights, tf
+from forecaster.model.spec import NetworkSpec
+from forecaster.model.training import Arrays, TrainOptions, initial_state
+from forecaster.model.windows import Cut, Window, dataset, walk
+
+LANE_MAX = 4_096
+
+
+class Stepped(NamedTuple):
+    """What a gradient step came to: the window's loss before it, the gradient's global norm before clipping."""
+
+    loss: float
+    norm: float
+    clipped: bool
+
+
+class Tuner:
+    """Fits a network's weights to recent records.
+
+    Args:
+        spec: the network.
+        options: window, batch, clip norm, learning rate, part hidden, seed; of those for `training.train`.
+        records_max: records that a round has at most.
+    """
+
+    def __init__(self, spec: NetworkSpec, options: TrainOptions, records_max: int) -> None:
+        self._spec = spec
+        self._options = options
+        self._random = np.random.default_rng(options.seed)
+        # One more for the row that stands for "no record".
+        self._packed = np.zeros((records_max + 1, packed_columns(spec).width), np.float32)
+        self._start = self._state = initial_state(spec, options.batch)
+        self._learn = tf.function(self._learn_window, jit_compile=True, autograph=False)
+        self._windows: Iterator[Window] = iter(())
+        self._weights: Weights = {}
+        self._moments = learning.Moments({}, {})
+        self._steps = 0
+
+    def begin(self, histories: Sequence[StreamHistory], weights: Arrays) -> None:
+        """A round on these histories, from these weights."""
+        options = self._options
+        total = sum(len(history.time_s) for history in histories)
+        length = int(np.clip(total / options.batch, 2 * options.window, LANE_MAX))
+        data = dataset(self._spec, histories, Cut(length, options.warmup, 0.0))
+        assert len(data.packed) <= len(self._packed)
+        self._packed[:] = data.packed[-1]
+        self._packed[: len(data.packed) - 1] = data.packed[:-1]
+        self._records = tf.constant(self._packed)
+        # What is recent begins in the middle of a stream: its first records would teach how to begin one.
+        skip = options.window
+        self._lanes = [
+            lane._replace(scored=max(lane.scored, lane.begin + min(skip, (lane.end - lane.begin) // 2)))
+            for lane in data.trained
+        ]
+        self._windows = self._endless()
+        self._weights = {name: tf.constant(value) for name, value in weights.items()}
+        zeros = {name: tf.zeros_like(self._weights[name]) for name in learning.trainable(self._weights)}
+        self._moments = learning.Moments(zeros, dict(zeros))
+        self._steps = 0
+
+    def step(self) -> Stepped | None:
+        """One gradient step; None where the window had nothing to learn from."""
+        window = next(self._windows)
+        self._steps += 1
+        if window.begins:
+            self._state = self._start
+        hidden = self._random.random(window.live.shape) < self._options.hide
+        pace = learning.Pace(tf.constant(self._options.learning_rate), tf.constant(self._steps, tf.float32))
+        batch = learning.Batch(tf.constant(window.rows), tf.constant(window.live), tf.constant(window.scored))
+        loss, norm, self._weights, self._moments, self._state = self._learn(
+            self._weights, self._moments, self._state, batch, tf.constant(hidden), pace, self._records
+        )
+        if not window.scored.any():
+            return None
+        return Stepped(float(loss), float(norm), bool(norm > self._options.clip_norm))
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """As they are now."""
+        return {name: value.numpy() for name, value in self._weights.items()}
+
+    def _endless(self) -> Iterator[Window]:
+        options = self._options
+        while True:
+            lanes = [self._lanes[place] for place in self._random.permutation(len(self._lanes))]
+            yield from walk(lanes, options.batch, options.window, self._spec.steps[-1], len(self._packed) - 1)
+
+    def _learn_window(
+        self,
+        weights: Weights,
+        moments: learning.Moments,
+        state: Fields,
+        window: learning.Batch,
+        hidden: Tensor,
+        pace: learning.Pace,
+        records: Tensor,
+    ) -> tuple[Tensor, Tensor, Weights, learning.Moments, Fields]:
+        batch = window._replace(future=tf.gather(records, window.future))
+        loss, slopes, state = learning.gradients(self._spec, weights, state, batch, hidden)
+        clipped, norm = tf.clip_by_global_norm(list(slopes.values()), self._options.clip_norm)
+        slopes = dict(zip(slopes, clipped, strict=True))
+        moved, moments = learning.descend(self._options.optimizer, weights, moments, slopes, pace)
+        return loss, norm, moved, moments, state
