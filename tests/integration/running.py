@@ -59,7 +59,7 @@ class Group:
         self.state = f"{name}.{topic}.state"
         self.config = directory / f"{name}.toml"
         self.config.write_text(CONFIG.format(bootstrap=self.bootstrap, topic=topic, name=name) + own)
-        self._log = directory / f"{name}.log"
+        self._logs = directory
         assert self.command("topics", "create") == 0
 
     def command(self, *words: str) -> int:
@@ -71,23 +71,31 @@ class Group:
         with self.running() as process:
             deadline = time.monotonic() + START_MAX_S
             while self.answered() < answered:
-                assert process.poll() is None, self._log.read_text()
-                assert time.monotonic() < deadline, self._log.read_text()
+                assert process.poll() is None, self.log()
+                assert time.monotonic() < deadline, self.log()
                 time.sleep(0.2)
             process.send_signal(number)
             process.wait(30)
 
     @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        """The daemon as a process, gone at the end."""
+    def running(self, instance: str = "one") -> Iterator[subprocess.Popen[bytes]]:
+        """An instance of the daemon as a process, gone at the end."""
         command = [sys.executable, "-m", "forecaster", "run", "--config", str(self.config)]
-        with self._log.open("ab") as log:
+        command += ["--set", f"kafka.instance={instance}"]
+        with self._log(instance).open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
         try:
             yield process
         finally:
             process.kill()
             process.wait(10)
+
+    def log(self, instance: str = "one") -> str:
+        """All that an instance has logged."""
+        return self._log(instance).read_text()
+
+    def _log(self, instance: str) -> Path:
+        return self._logs / f"{self.name}.{instance}.log"
 
     def answered(self) -> int:
         """Records that a read_committed subscriber has an answer to."""
