@@ -257,6 +257,12 @@ def _check_input(each: InputConfig, place: str, refuse: Any) -> None:
     if len(used) != len(set(used)):
         kinds = "stream, time, sequence, target, feature and category"
         raise refuse(place, f"each field can be one of {kinds}, once: {', '.join(used)}")
+    _check_answers(each, place, refuse)
+
+
+def _check_answers(each: InputConfig, place: str, refuse: Any) -> None:
+    if each.network.readout and not each.network.memory:
+        raise refuse(f"{place} network.readout", "learns on the memory: expected false where memory is 0")
     if each.signal.target is not None and each.signal.target not in each.targets:
         raise refuse(f"{place} signal.target", f"expected one of {', '.join(each.targets)}, got {each.signal.target}")
     if each.signal.horizon is not None and each.signal.horizon not in each.horizons:

@@ -80,6 +80,7 @@ PLACES = [
     ({"input": {"signal": {"horizon": 7}}}, "[[inputs]] ticks signal.horizon: expected one of [1], got 7"),
     ({"input": {"signal": {"threshold": 0.4}}}, "[[inputs]] ticks signal.threshold: expected a number >= 0.5, got 0.4"),
     ({"input": {"network": {"cell": "gnu"}}}, "[[inputs]] ticks network.cell: not one of the choices: 'gnu'"),
+    ({"input": {"network": {"memory": 0}}}, "[[inputs]] ticks network.readout: learns on the memory"),
     ({"input": {"features": ["value"]}}, "[[inputs]] ticks: each field can be one of"),
     ({"input": {"stream": "value"}}, "[[inputs]] ticks: each field can be one of"),
     ({"input": {"time": {"field": "value"}}}, "[[inputs]] ticks: each field can be one of"),

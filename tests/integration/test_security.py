@@ -6,12 +6,17 @@ import gc
 import json
 import os
 import re
+import signal
+import ssl
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
 import urllib.parse
+import urllib.request
 import uuid
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +73,7 @@ class TokenEndpoint(BaseHTTPRequestHandler):
         self.server.asked.append(form)
         right = login == "forecaster:client-8431-secret" and form["grant_type"] == ["client_credentials"]
         answer = {"access_token": self.server.token(), "expires_in": 600} if right else {"error": "invalid_client"}
+        self.server.given += [answer] if right else []
         body = json.dumps(answer).encode()
         self.send_response(200 if right else 401)
         self.send_header("Content-Length", str(len(body)))
@@ -85,6 +91,7 @@ class Provider(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), TokenEndpoint)
         self.token = token
         self.asked: list[dict[str, list[str]]] = []
+        self.given: list[dict[str, Any]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/token"
 
 
@@ -289,3 +296,97 @@ def test_a_token_is_shared_and_renewed(guarded: Guarded, provider: Provider, tmp
     first._renew_s = 0.0
     first.token()
     assert len(provider.asked) == 2
+
+
+@pytest.mark.timeout(400)
+def test_no_output_has_a_secret(
+    guarded: Guarded, provider: Provider, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A daemon with every kind of secret, at level debug, through an outage and each failure: none is ever written."""
+    topic = f"ticks-{uuid.uuid4().hex[:8]}"
+    kafka = RIGHT["token endpoint"](guarded, tmp_path, provider) | {
+        "ssl_certfile": str(guarded.keys.certfile),
+        "ssl_keyfile": str(guarded.keys.locked_keyfile),
+        "ssl_key_password_file": secret(tmp_path, "open-8431-sesame"),
+        "session_timeout_s": 10.0,
+        "poll_records_max": 16,
+    }
+    http = {
+        "listen": "127.0.0.1:0",
+        "ssl_certfile": str(guarded.keys.server[0]),
+        "ssl_keyfile": str(guarded.keys.server[1]),
+        "username": "scraper",
+        "password_file": secret(tmp_path, "scrape-8431-word"),
+        "bearer_token_file": secret(tmp_path, "bearer-8431-text"),
+    }
+    config = written(tmp_path, kafka, topic)
+    text = (
+        config.read_text() + '\nnetwork = { cell = "rnn", units = 1, memory = 0, readout = false }\nquantiles = [0.5]\n'
+    )
+    text += "\n".join(["[http]", *(f"{key} = {json.dumps(value)}" for key, value in http.items())])
+    config.write_text(text + '\n[log]\nlevel = "debug"\n[streams]\ncapacity = 16\n')
+    assert cli.main(["topics", "create", "--config", str(config)]) == 0
+    for words in (["check", "--connect"], ["check", "--connect", "--json"], ["check", "--show"]):
+        assert cli.main([*words, "--config", str(config)]) == 0
+    assert cli.main(["check", "--config", str(config), "--set", "kafka.sasl_password=other-8431-word"]) == 2
+    told = capsys.readouterr()
+    pages, log = _watch(config, tmp_path / "log", guarded, http)
+    texts = [told.out, told.err, log, *pages]
+    basic = b64encode(b"scraper:scrape-8431-word").decode()
+    tokens = [_token["access_token"] for _token in provider.given]
+    assert tokens
+    for found in ("8431", basic, *tokens, *(token.split(".")[2] for token in tokens)):
+        assert not [text for text in texts if found in text], found
+
+
+def _watch(config: Path, log: Path, guarded: Guarded, http: Section) -> tuple[list[str], str]:
+    """Run the daemon through an outage and a config with mistakes; what it served and what it logged."""
+    command = [sys.executable, "-m", "forecaster", "run", "--config", str(config)]
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    pages: list[str] = []
+
+    def wait(said: str) -> None:
+        deadline = time.monotonic() + 150
+        while said not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+
+    def look() -> None:
+        address = re.search(r"http=\"?(https://[^\"\s]+)/", log.read_text())
+        assert address is not None
+        context = ssl.create_default_context(cafile=str(guarded.keys.cafile))
+        for path in ("/", "/metrics", "/readyz", "/livez", "/metrics?token=bearer", "/etc/passwd"):
+            for login in ("Bearer bearer-8431-text", "Bearer wrong"):
+                request = urllib.request.Request(address[1] + path, headers={"Authorization": login})
+                try:
+                    with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+                        pages.append(str(answer.headers) + answer.read().decode())
+                except urllib.error.HTTPError as refusal:
+                    with refusal:
+                        pages.append(str(refusal.headers) + refusal.read().decode())
+
+    try:
+        wait("running group=")
+        look()
+        guarded.broker.kill()
+        try:
+            wait("trying again")
+            look()
+        finally:
+            guarded.broker.start()
+        right = config.read_text()
+        config.write_text(right.replace("[http]", '[http]\nbearer_token = "false-8431-text"'))
+        process.send_signal(signal.SIGHUP)
+        wait("config not taken")
+        Path(http["password_file"]).unlink()
+        config.write_text(right)
+        process.send_signal(signal.SIGHUP)
+        wait("password_file: cannot read")
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    finally:
+        process.kill()
+        process.wait(10)
+    return pages, log.read_text()
