@@ -30,6 +30,7 @@ pytestmark = pytest.mark.timeout(400)
 
 CONFIG = """
 [kafka]
+client = "{client}"
 bootstrap_servers = "{bootstrap}"
 group_id = "{name}"
 instance = "one"
@@ -72,10 +73,12 @@ network = {{ cell = "rnn", units = 4 }}
 class Daemon:
     """One process, its log, and the topics that are its own."""
 
-    def __init__(self, bootstrap: str, directory: Path, name: str, ticks: str = "") -> None:
+    def __init__(
+        self, bootstrap: str, directory: Path, name: str, ticks: str = "", client: str = "kafka-python"
+    ) -> None:
         self.bootstrap, self.name = bootstrap, name
         self.config = directory / "config.toml"
-        self.config.write_text(CONFIG.format(bootstrap=bootstrap, name=name, ticks=ticks))
+        self.config.write_text(CONFIG.format(bootstrap=bootstrap, name=name, ticks=ticks, client=client))
         self._log = directory / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -188,10 +191,11 @@ class Quiet:
         self.dead_letters = read_committed(bootstrap, daemon.topic("dead"))
 
 
-@pytest.fixture(scope="module")
-def quiet(kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quiet]:
-    """One run that the tests below look at from several sides."""
-    daemon = Daemon(kafka.bootstrap_servers, tmp_path_factory.mktemp("quiet"), f"quiet-{os.getpid()}")
+@pytest.fixture(scope="module", params=["kafka-python", "librdkafka"])
+def quiet(request: pytest.FixtureRequest, kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quiet]:
+    """One run by each client, that the tests below look at from several sides."""
+    name = f"quiet-{request.param}-{os.getpid()}"
+    daemon = Daemon(kafka.bootstrap_servers, tmp_path_factory.mktemp("quiet"), name, client=request.param)
     daemon.create_topics()
     daemon.start()
     try:
