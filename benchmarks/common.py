@@ -30,7 +30,7 @@ from rich.table import Table
 from forecaster.devkafka import DevKafka
 
 PARTITIONS = 8
-START_MAX_S = 180.0
+START_MAX_S = 600.0
 SILENCE_MAX_S = 60.0
 STOP_MAX_S = 15.0
 
@@ -240,8 +240,8 @@ def messages(consumer: Consumer, worker: psutil.Popen, start_max_s: float = STAR
         yield batch
 
 
-def count(bootstrap: str, topic: str, worker: psutil.Popen, records: int) -> Counted:
-    """Wait for `records` in the topic."""
+def count(bootstrap: str, topic: str, worker: psutil.Popen, records: int, kept: list[Message] | None = None) -> Counted:
+    """Wait for `records` in the topic; `kept` gets them."""
     consumer = reader(bootstrap, topic)
     started_s, first, peak = time.perf_counter(), None, 0
     seen = 0
@@ -249,6 +249,8 @@ def count(bootstrap: str, topic: str, worker: psutil.Popen, records: int) -> Cou
         for batch in messages(consumer, worker):
             peak = max(peak, worker.memory_info().rss)
             seen += len(batch)
+            if kept is not None:
+                kept += batch
             if batch and first is None:
                 first = (time.perf_counter(), seen, _cpu_s(worker))
             if seen >= records:

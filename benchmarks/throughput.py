@@ -28,7 +28,8 @@ FEW_STREAMS_MIN = 0.5
 def main() -> int:
     """Print the table; 1 where a goal is missed."""
     if sys.argv[1:2] == ["--copy"]:
-        return copy(*sys.argv[2:])
+        bootstrap, topic, output, *client = sys.argv[2:]
+        return (copy_by_librdkafka if client == ["librdkafka"] else copy)(bootstrap, topic, output)
     parser = common.arguments(__doc__.partition("\n")[0], records=300_000, rounds=3)
     chosen = parser.parse_args()
     runs: dict[str, list[Counted]] = {f"{who} {streams}": [] for streams in STREAMS for who in ("daemon", "copy")}
@@ -83,6 +84,32 @@ def copy(bootstrap: str, topic: str, output: str) -> int:
             partition: OffsetAndMetadata(records[-1].offset + 1, "", -1) for partition, records in polled.items()
         }
         producer.send_offsets_to_transaction(offsets, consumer.group_metadata())
+        producer.commit_transaction()
+
+
+def copy_by_librdkafka(bootstrap: str, topic: str, output: str) -> int:
+    """The same with the other client."""
+    from confluent_kafka import TopicPartition  # noqa: PLC0415
+
+    from forecaster.config import KafkaConfig  # noqa: PLC0415
+    from forecaster.kafka.librdkafka import clients  # noqa: PLC0415
+
+    config = KafkaConfig(bootstrap_servers=bootstrap, group_id=common.unique("copy"), instance="one")
+    consumer, producer = clients.group_consumer(config), clients.producer(config, [])
+    consumer.subscribe([topic])
+    while True:
+        first = consumer.poll(0.5)
+        messages = [] if first is None else [first, *consumer.consume(config.poll_records_max - 1, 0)]
+        messages = [message for message in messages if message.error() is None]
+        if not messages:
+            continue
+        producer.begin_transaction()
+        offsets = {}
+        for message in messages:
+            producer.produce(output, message.value(), message.key(), message.partition())
+            offsets[message.partition()] = message.offset() + 1
+        told = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
+        producer.send_offsets_to_transaction(told, consumer.consumer_group_metadata())
         producer.commit_transaction()
 
 
