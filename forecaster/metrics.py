@@ -31,6 +31,7 @@ from forecaster.histogram import Buckets
 from forecaster.labels import Call, Direction, Eviction, Outcome, Place, Rebalance, Stage, Swap
 from forecaster.records import TopicPartition
 from forecaster.standing import (
+    DRIFT_HOLD_S,
     DRIFT_ZSCORE,
     MEMBERS_MAX,
     STALE_INTERVALS,
@@ -305,8 +306,8 @@ class Metrics:
         ).labels()
         declare.read(
             "streams_drifting",
-            f"Streams whose last {JUDGED_MEMORY} inputs were above {DRIFT_ZSCORE:g} on average, as the last survey "
-            "found.",
+            f"Streams whose last {JUDGED_MEMORY} inputs were above {DRIFT_ZSCORE:g} on average at some time in the "
+            f"last {DRIFT_HOLD_S:.0f} seconds, as the last survey found.",
             (),
             lambda: [((), sum(list(self._drifting.values())))],
         )

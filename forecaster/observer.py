@@ -167,7 +167,7 @@ class MetricsObserver:
             slots = pipeline.table.recently_used(EXPERTS_OF_STREAMS)
             self._metrics.set_experts(name, max(1, len(slots)), self._engines[name].expert_weights(slots))
             table = pipeline.table
-            self._metrics.set_astray(name, drifting=drifting(table), stale=stale(table, now_s))
+            self._metrics.set_astray(name, drifting=drifting(table, now_s), stale=stale(table, now_s))
         tables = {name: pipeline.table for name, pipeline in pipelines.items()}
         self._metrics.set_worst(self._worst.survey(tables, now_s))
 

@@ -18,6 +18,8 @@ from forecaster.streams import Slots, StreamKey, StreamTable, usual_interval_s
 JUDGED_MIN = 32
 # A steady stream's inputs are 0.8 on average, whatever its distribution: the scale is 1.25 mean absolute changes.
 DRIFT_ZSCORE = 2.0
+# A stream's scale follows within some hundred records, seconds at high rates: who drifted counts for so long.
+DRIFT_HOLD_S = 60.0
 # One value counts for at most this much of a stream's means: a lone spike is no drift.
 ZSCORE_MAX, ERROR_MAX = 8.0, 1_000.0
 # No record for so many of its usual intervals, and at least so long: a stream is stale.
@@ -98,6 +100,13 @@ def judge(
             _row_means(np.minimum(missed, ERROR_MAX), settled),
             _row_means(np.minimum(strayed, ZSCORE_MAX), settled[..., 0]),
         )
+        _note_drift(table, slots[rows])
+
+
+def _note_drift(table: StreamTable, slots: Slots) -> None:
+    columns = table.columns
+    far = slots[(columns["zscore_abs"][slots] > DRIFT_ZSCORE) & (columns["judged"][slots] >= JUDGED_MIN)]
+    columns["drifted_s"][far] = columns["used_s"][far]
 
 
 def _row_means(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -106,10 +115,9 @@ def _row_means(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray
     return means
 
 
-def drifting(table: StreamTable) -> int:
-    """Streams whose inputs have lately been far outside of what their own past made usual."""
-    columns = table.columns
-    return int(np.count_nonzero((columns["judged"] >= JUDGED_MIN) & (columns["zscore_abs"] > DRIFT_ZSCORE)))
+def drifting(table: StreamTable, now_s: float) -> int:
+    """Streams whose inputs were far outside of what their own past made usual, within DRIFT_HOLD_S."""
+    return int(np.count_nonzero(table.columns["drifted_s"] > now_s - DRIFT_HOLD_S))
 
 
 def stale(table: StreamTable, now_s: float) -> int:

@@ -34,10 +34,11 @@ STREAM_COLUMNS = np.dtype(
         ("judged", "i8"),  # records that settled a forecast, since the stream has its slot
         ("scaled_error", "f4"),  # mean of what they missed by, in scales
         ("zscore_abs", "f4"),  # mean of how far they moved, in scales
+        ("drifted_s", "f8"),  # wall clock of the last poll after which that mean was large
     ]
 )
 _NEW = np.zeros(1, STREAM_COLUMNS)
-_NEW["newest_s"] = -np.inf
+_NEW["newest_s"] = _NEW["drifted_s"] = -np.inf
 _NEW["sequence"] = np.iinfo(np.int64).min
 _NEW["offset"] = -1
 # The two means reach back so many records.

@@ -11,7 +11,7 @@ from daemon import feed as feed_log
 from numpy.typing import NDArray
 
 from forecaster.records import TopicPartition
-from forecaster.standing import JUDGED_MIN, MEMBERS_MAX, STAY_S, WorstStreams, drifting, judge, stale
+from forecaster.standing import DRIFT_HOLD_S, JUDGED_MIN, MEMBERS_MAX, STAY_S, WorstStreams, drifting, judge, stale
 from forecaster.streams import StreamKey, StreamTable
 
 HOME = TopicPartition("ticks", 0)
@@ -69,16 +69,22 @@ def test_what_is_not_settled_judges_nobody() -> None:
 
 
 def test_a_stream_drifts_while_its_inputs_are_far_outside() -> None:
-    """A steady stream does not drift, a lone spike is no drift, many large moves are, and calm ends it."""
+    """A steady stream does not drift, a lone spike is no drift, many large moves are, for a minute after their end."""
     table = table_of("a")
+
+    def now(time_s: float) -> int:
+        table.columns["used_s"][0] = time_s
+        return drifting(table, time_s)
+
     feed(table, [0], [0.8], JUDGED_MIN)
-    assert drifting(table) == 0
+    assert now(0.0) == 0
     feed(table, [0], [1_000.0])
-    assert drifting(table) == 0
+    assert now(10.0) == 0
     feed(table, [0], [5.0], 20)
-    assert drifting(table) == 1
+    assert now(20.0) == 1
     feed(table, [0], [0.8], 100)
-    assert drifting(table) == 0
+    assert now(60.0) == 1
+    assert now(20.0 + DRIFT_HOLD_S + 1) == 0
 
 
 def test_a_stream_is_stale_after_ten_of_its_intervals() -> None:
