@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from forecaster.backtest import Rows, Score, Series, play_model, play_points, table, train_deviation
+from forecaster.backtest import Score, play_model, play_points, table, train_deviation
 from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
 from forecaster.model.spec import NetworkSpec
 from forecaster.model.training import TrainOptions, scale_priors, train
 from forecaster.rivals import NAIVE, naive
+from forecaster.series import Rows, Series
 
 PATHS = (1, 24, 48)
 NAN = float("nan")

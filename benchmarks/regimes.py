@@ -20,8 +20,9 @@ import numpy as np
 import quality
 from numpy.typing import NDArray
 
-from forecaster.backtest import Played, Rows, Series, inside_interval, play_model
+from forecaster.backtest import Played, inside_interval, play_model
 from forecaster.model.registry import Model
+from forecaster.series import Rows, Series
 
 HORIZONS = (1, 24)
 CUTS = (0.4, 0.5, 0.6, 0.7)

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from forecaster.backtest import Array, Played, Rows, Series, inside_interval
+from forecaster.backtest import Array, Played, inside_interval
+from forecaster.series import Rows, Series
 
 # Rolling means over such a part of the scored rows.
 SMOOTH_PART = 20

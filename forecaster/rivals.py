@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from forecaster.errors import Fatal
 
 if TYPE_CHECKING:
-    from forecaster.backtest import Rows, Series
+    from forecaster.series import Rows, Series
 
 NAIVE, SEASONAL = "naive", "seasonal-naive"
 # A model that is refitted on every row would take days: fitted so often, and in between shown the rows that come.

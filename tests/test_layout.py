@@ -27,6 +27,7 @@ DOORS = {
     "prometheus_client": ("forecaster.metrics", "forecaster.collectors"),
     "starlette": ("forecaster.web",),
     "uvicorn": ("forecaster.web",),
+    "matplotlib": ("forecaster.plot",),
     "pyarrow": ("forecaster.history",),
     "rich": ("forecaster.demo", "forecaster.progress"),
     "bokeh_sampledata": ("forecaster.demo",),

@@ -25,8 +25,9 @@ from forecaster.model.spec import NetworkSpec
 from forecaster.rivals import NAIVE, RIVALS, SEASONAL
 
 if TYPE_CHECKING:
-    from forecaster.backtest import Played, Rows, Score, Series
+    from forecaster.backtest import Played, Score
     from forecaster.model.registry import Model
+    from forecaster.series import Rows, Series
 
 CELLS = ("lstm", "gru", "rnn", "feedforward")
 COLUMNS = ("model", "target", "horizon", "scope", "count", "mse", "mae", "mase", "pinball", "coverage80")
@@ -90,7 +91,8 @@ def scores(
     arguments: argparse.Namespace, columns: Columns
 ) -> tuple[list[Score], dict[str, Played], tuple[Series, Rows]]:
     """Fit, play and score each model. Also returns what was played, by model, of which series and rows."""
-    from forecaster.backtest import Rows, Series, table, train_deviation  # noqa: PLC0415 - TensorFlow
+    from forecaster.backtest import table, train_deviation  # noqa: PLC0415 - TensorFlow
+    from forecaster.series import Rows, Series  # noqa: PLC0415
 
     count = len(columns.values)
     trained = _row(arguments.train_rows, count)

@@ -11,12 +11,13 @@ import pytest
 from conftest import Broker, create_topic
 from running import Group, send
 
-from forecaster.backtest import Rows, Series, play_model, table
+from forecaster.backtest import play_model, table
 from forecaster.config import load_config
 from forecaster.model import registry
 from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
 from forecaster.networks import network_spec
+from forecaster.series import Rows, Series
 
 ROWS, KNOWN, SCORED_FROM = 400, 250, 100
 HORIZONS = (1, 3)
