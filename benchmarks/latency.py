@@ -11,7 +11,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import common
@@ -79,13 +79,13 @@ def main() -> int:
         with daemon.running() as running:
             consumer = common.reader(bootstrap, daemon.forecasts)
             pace = Pace(bootstrap, topic, chosen.rate)
-            received = _receive(common.messages(consumer, running), chosen.seconds * chosen.rounds)
+            received = receive(common.messages(consumer, running), chosen.seconds * chosen.rounds)
             pace.stop()
             consumer.close()
-    return _report(_latencies(received, pace), pace, chosen)
+    return _report(latencies(received, pace), pace, chosen)
 
 
-def _receive(batches: Iterator[list[Message]], seconds: float) -> Received:
+def receive(batches: Iterator[list[Message]], seconds: float, begun: Callable[[], None] = lambda: None) -> Received:
     """When each forecast came after the warm-up, for `seconds`, and which record (partition, offset) it answers."""
     received: list[tuple[float, tuple[int, int]]] = []
     from_s = None
@@ -94,6 +94,7 @@ def _receive(batches: Iterator[list[Message]], seconds: float) -> Received:
         if from_s is None and batch:
             # What was sent before the daemon was ready waited for that.
             from_s = now_s + WARM_UP_S
+            begun()
         if from_s is not None and now_s > from_s + seconds:
             break
         for message in batch:
@@ -105,7 +106,7 @@ def _receive(batches: Iterator[list[Message]], seconds: float) -> Received:
     return from_s, [(now_s, record) for now_s, record in received if now_s > from_s]
 
 
-def _latencies(received: Received, pace: Pace) -> list[tuple[float, float]]:
+def latencies(received: Received, pace: Pace) -> list[tuple[float, float]]:
     """(received, latency) in seconds; received counts from the end of the warm-up."""
     from_s, records = received
     return [(now_s - from_s, now_s - pace.sent_s[record]) for now_s, record in records]
