@@ -11,7 +11,7 @@ import numpy as np
 
 from forecaster import signals
 from forecaster.evaluation import direction_hits
-from forecaster.labels import Direction, Eviction, Rebalance, Swap
+from forecaster.labels import Direction, Eviction, Rebalance
 from forecaster.labels import Outcome as TransactionOutcome
 from forecaster.labels import Stage as Where
 from forecaster.metrics import Metrics
@@ -172,9 +172,9 @@ class MetricsObserver:
         self._metrics.set_worst(self._worst.survey(tables, now_s))
 
     def _versions(self, versions: Versions, name: str) -> None:
-        for outcome in Swap:
-            self._metrics.count_swaps(outcome, versions.swaps[outcome] - self._swapped[name, outcome])
-            self._swapped[name, outcome] = versions.swaps[outcome]
+        for outcome, count in versions.swaps.items():
+            self._metrics.count_swaps(outcome, count - self._swapped[name, outcome])
+            self._swapped[name, outcome] = count
         self._metrics.set_version(name, versions.champion)
 
 

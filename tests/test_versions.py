@@ -14,18 +14,23 @@ from daemon import (
     answers,
     answers_of,
     assert_same,
+    engine_of,
     feed,
     make_config,
     make_log,
     make_pipeline,
     walk,
 )
+from prometheus_client import CollectorRegistry
 
 from forecaster.errors import ModelMismatch, TransactionAborted
 from forecaster.kafka.offsets import decode_commit, encode_metadata
 from forecaster.labels import Swap
 from forecaster.memory import MemoryLog
+from forecaster.metrics import Metrics
+from forecaster.observer import MetricsObserver
 from forecaster.records import Commit, Output, TopicPartition
+from forecaster.service import declare_metrics
 
 P0, P1 = TopicPartition("ticks", 0), TopicPartition("ticks", 1)
 NEVER = {"flush_interval_s": 1e9}
@@ -246,3 +251,27 @@ def test_offset_replay_offset_and_version_travel_together(commit: Commit, text: 
 def test_metadata_of_others_says_nothing(text: str | None) -> None:
     """A restart then begins at the offset itself, with the champion."""
     assert decode_commit(90, text) == Commit(90, 90)
+
+
+def test_a_swap_is_seen_in_the_metrics() -> None:
+    """`model_info` names the new version, the swap is counted once, and what was committed is there to learn from."""
+    log, directory, config = log_of(60), Directory("v1"), make_config()
+    metrics = Metrics(registry := CollectorRegistry())
+    declare_metrics(metrics, config)
+    metrics.set_model("ticks", model="models", version="v1", device="/CPU:0")
+    daemon = Daemon(log, config, directory=directory)
+    learned: list[str] = []
+    daemon.worker._observer = MetricsObserver(
+        metrics,
+        {"ticks": engine_of(config)},
+        transactions=True,
+        learned=lambda name, outcome: learned.extend(f"{name} {stream}" for stream in outcome.streams),
+    )
+    daemon.turn()
+    directory.versions, directory.champion = ["v1", "v2"], "v2"
+    daemon.settle()
+    labels = {"input": "ticks", "model": "models", "version": "v2", "device": "/CPU:0"}
+    assert registry.get_sample_value("forecaster_model_info", labels) == 1
+    assert registry.get_sample_value("forecaster_model_swaps_total", {"outcome": "taken_up"}) == 1
+    assert len(learned) == 60
+    assert set(learned) == {f"ticks {stream}" for stream in "ABCDE"}

@@ -37,7 +37,7 @@ BACK_OFF_MIN_S, BACK_OFF_MAX_S = 1.0, 300.0
 # A life of so long is no sign that the next one will be short.
 LONG_LIFE_S = 120.0
 POLL_S = 0.2
-LEAVE_S = 2.0
+LEAVE_S = 1.0
 
 
 class _Answered(NamedTuple):

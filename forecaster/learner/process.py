@@ -235,6 +235,8 @@ class Learner:
     # ------------------------------------------------------------------ duels
 
     def _challenge_with(self, version: str) -> None:
+        if version == self._champion.model.version:
+            return  # somebody has promoted it meanwhile
         try:
             self._begin_duel("found", self._load(self._input, version))
         except Fatal as error:
