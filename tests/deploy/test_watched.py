@@ -115,6 +115,12 @@ def test_exemplars_name_records_of_the_load(watched: Watched) -> None:
             assert int(labels["offset"]) >= 0
 
 
+def test_the_wild_stream_drifts(watched: Watched) -> None:
+    """The one stream whose moves become forty times as large is counted as drifting, and no other is."""
+    wait_for("drift", lambda: watched.prometheus.query("forecaster_streams_drifting > 0"), 120)
+    assert watched.prometheus.query("forecaster_streams_drifting")[0][1] == 1
+
+
 def test_nothing_is_wrong_while_it_runs(watched: Watched) -> None:
     """Under a load that it carries no page is pending or firing."""
     pages = watched.prometheus.query('ALERTS{severity="page", alertname!="ForecasterLatencyBudgetBurn"}')

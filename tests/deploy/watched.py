@@ -187,8 +187,8 @@ class Load:
             self._producer.poll(0)
 
     def _price(self, stream: int) -> float:
-        # One of them is wild every other quarter of a minute.
-        wild = stream == STREAMS - 1 and int(time.time() / 15) % 2
+        # One of them is wild for a quarter of each minute.
+        wild = stream == STREAMS - 1 and int(time.time() / 15) % 4 == 3
         self._prices[stream] += self._random.gauss(0.0, 8.0 if wild else 0.2)
         return self._prices[stream]
 
