@@ -49,6 +49,10 @@ class FileToken(AbstractTokenProvider):  # type: ignore[misc]
             raise InvalidConfig(f"OAUTHBEARER has no token: {ways('kafka', 'oauth_token')}, or [kafka] oauth_token_url")
         return token
 
+    def left_s(self) -> float:
+        """When it should be asked for again: nobody knows what the file's token says."""
+        return LIFETIME_S
+
 
 class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
     """The token that a provider gives for the client's id and secret (RFC 6749, section 4.4)."""
@@ -57,15 +61,20 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
         self._config = config
         self._lock = threading.Lock()
         self._token = ""
-        self._renew_s = 0.0
+        self._renew_s = self._ends_s = 0.0
 
     def token(self) -> str:
         """Raises BrokerRefused or BrokerUnavailable, one line, where there is none to be had."""
         with self._lock:
             if time.monotonic() >= self._renew_s:
                 self._token, lifetime_s = self._fetch()
-                self._renew_s = time.monotonic() + RENEW_AFTER * lifetime_s
+                now_s = time.monotonic()
+                self._renew_s, self._ends_s = now_s + RENEW_AFTER * lifetime_s, now_s + lifetime_s
             return self._token
+
+    def left_s(self) -> float:
+        """How long the token that was given last still holds."""
+        return max(1.0, self._ends_s - time.monotonic())
 
     def _fetch(self) -> tuple[str, float]:
         answer = self._ask()

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 from conftest import create_topic
 from guarded import SCRAM_USERS, Guarded, guarded_broker
-from kafka_witness import poll_records, produce, read_committed, values
+from kafka_witness import poll_records, produce, read_committed, settings, values
 
 from forecaster import cli
 from forecaster.config import build_config
@@ -72,7 +72,9 @@ class TokenEndpoint(BaseHTTPRequestHandler):
         login = b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode()
         self.server.asked.append(form)
         right = login == "forecaster:client-8431-secret" and form["grant_type"] == ["client_credentials"]
-        answer = {"access_token": self.server.token(), "expires_in": 600} if right else {"error": "invalid_client"}
+        lifetime_s = self.server.lifetime_s
+        granted = {"access_token": self.server.token(lifetime_s), "expires_in": lifetime_s}
+        answer = granted if right else {"error": "invalid_client"}
         self.server.given += [answer] if right else []
         body = json.dumps(answer).encode()
         self.send_response(200 if right else 401)
@@ -87,9 +89,10 @@ class TokenEndpoint(BaseHTTPRequestHandler):
 class Provider(ThreadingHTTPServer):
     """An identity provider on this machine."""
 
-    def __init__(self, token: Callable[[], str]) -> None:
+    def __init__(self, token: Callable[[int], str]) -> None:
         super().__init__(("127.0.0.1", 0), TokenEndpoint)
         self.token = token
+        self.lifetime_s = 600
         self.asked: list[dict[str, list[str]]] = []
         self.given: list[dict[str, Any]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/token"
@@ -98,7 +101,7 @@ class Provider(ThreadingHTTPServer):
 @pytest.fixture
 def provider(guarded: Guarded) -> Iterator[Provider]:
     """It gives alice's tokens."""
-    with Provider(lambda: guarded.identity.token("alice")) as server:
+    with Provider(lambda lifetime_s: guarded.identity.token("alice", lifetime_s)) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield server
@@ -296,6 +299,24 @@ def test_a_token_is_shared_and_renewed(guarded: Guarded, provider: Provider, tmp
     first._renew_s = 0.0
     first.token()
     assert len(provider.asked) == 2
+
+
+@pytest.mark.parametrize("client", ["kafka-python", "librdkafka"])
+def test_a_token_ends_and_the_client_goes_on(guarded: Guarded, provider: Provider, tmp_path: Path, client: str) -> None:
+    """The broker ends a login with its token: the client logs in again with a new one, and records keep coming."""
+    provider.lifetime_s = 12
+    topic = f"ticks-{uuid.uuid4().hex[:8]}"
+    create_topic(guarded.bootstrap_servers, topic)
+    login = RIGHT["token endpoint"](guarded, tmp_path, provider)
+    section = settings(login.pop("bootstrap_servers"), topic, client=client, **login)
+    with closing(open_source(section, [topic])) as source:
+        begun_s, number = time.monotonic(), 0
+        while time.monotonic() < begun_s + 3 * provider.lifetime_s:
+            produce(guarded.bootstrap_servers, topic, [str(number)])
+            number += 1
+            newest = poll_records(source, 1)[-1]
+        assert newest.value == str(number - 1).encode()
+    assert len(provider.given) >= 3
 
 
 @pytest.mark.timeout(400)

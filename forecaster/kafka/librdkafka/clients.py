@@ -14,7 +14,7 @@ from kafka import errors
 
 from forecaster.kafka.clients import BLOCK_MAX_S, reach
 from forecaster.kafka.librdkafka.failures import as_kafka_python, translated
-from forecaster.kafka.oauth import LIFETIME_S, token_provider
+from forecaster.kafka.oauth import token_provider
 
 if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
@@ -163,8 +163,8 @@ def _login(config: KafkaConfig) -> dict[str, Any]:
     provider = token_provider(config)
 
     def token(_: str) -> tuple[str, float]:
-        # The provider knows when it needs a fresh one, and is asked again soon.
-        return provider.token(), time.time() + LIFETIME_S
+        # The client asks again when four fifths of that are over; the provider has a fresh one by then.
+        return provider.token(), time.time() + provider.left_s()
 
     return {"sasl.mechanism": config.sasl_mechanism, "oauth_cb": token}
 
