@@ -28,12 +28,14 @@ from common import Daemon
 CONNECTIONS = 500
 # As tools for it do; what is measured is the daemon, not how much of this machine a flood can take.
 AGAIN_S = 5.0
+START_S = 5.0  # of the siege's own process, on a busy machine
 HEAD = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
 RATIO_MAX = 1.25
 
 
-async def _hold(host: str, port: int) -> None:
+async def _hold(host: str, port: int, wait_s: float) -> None:
     """One connection that sends half a request and then nothing, for ever."""
+    await asyncio.sleep(wait_s)
     while True:
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection(host, port)
@@ -44,7 +46,11 @@ async def _hold(host: str, port: int) -> None:
 
 
 async def _besiege(host: str, port: int) -> None:
-    await asyncio.gather(*(_hold(host, port) for _ in range(CONNECTIONS)))
+    """All of them within AGAIN_S; a line when they have come."""
+    held = [asyncio.ensure_future(_hold(host, port, AGAIN_S * n / CONNECTIONS)) for n in range(CONNECTIONS)]
+    await asyncio.sleep(AGAIN_S)
+    print("there", flush=True)
+    await asyncio.gather(*held)
 
 
 def _address(log: Path) -> str:
@@ -59,12 +65,15 @@ def _address(log: Path) -> str:
 
 @contextlib.contextmanager
 def _siege(address: str) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, __file__, "--besiege", address])
+    process = subprocess.Popen([sys.executable, __file__, "--besiege", address], stdout=subprocess.PIPE)
+    assert process.stdout is not None
     try:
+        # To start, and to come, costs this machine more than to stay.
+        process.stdout.readline()
         yield
     finally:
         process.kill()
-        process.wait(10)
+        process.communicate(timeout=10)
 
 
 class Windows:
@@ -108,7 +117,7 @@ def main() -> int:
             consumer = common.reader(bootstrap, daemon.forecasts)
             pace = latency.Pace(bootstrap, topic, chosen.rate)
             windows = Windows(_address(daemon.log), running, chosen.seconds, chosen.rounds)
-            total_s = 2 * chosen.rounds * (chosen.seconds + 1.5)
+            total_s = 2 * chosen.rounds * (chosen.seconds + 1.5) + chosen.rounds * (AGAIN_S + START_S)
             received = latency.receive(
                 common.messages(consumer, running), total_s, begun=lambda: windows.start_after(latency.WARM_UP_S)
             )
