@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import itertools
 import json
@@ -248,6 +249,19 @@ def test_check_finds_missing_certificates_and_passwords(untrained: str, capsys: 
         "FAIL  [kafka] sasl_password is missing: set [kafka] sasl_password_file, FORECASTER__KAFKA"
     )
     assert authority == "FAIL  [kafka] ssl_cafile: /no.pem is no file"
+
+
+def test_check_finds_a_client_that_is_not_installed(
+    untrained: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other client is an extra: a finding says what installs it, and nothing else fails."""
+    flags = ["--set", "kafka.client=librdkafka"]
+    assert main(["check", "--config", untrained, *flags]) == 0
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "confluent_kafka" else there(name))
+    assert main(["check", "--config", untrained, *flags]) == 1
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert found == ["FAIL  [kafka] client: librdkafka is not installed: pip install 'forecaster[librdkafka]'"]
 
 
 def test_check_finds_a_server_that_is_open(untrained: str, capsys: pytest.CaptureFixture[str]) -> None:

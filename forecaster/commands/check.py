@@ -80,6 +80,8 @@ def _local(config: Config) -> Iterator[Finding]:
     for each in config.inputs:
         yield _model(each, learns=config.learning.enabled)
     kafka = config.kafka
+    if kafka.client == "librdkafka":
+        yield _client(kafka)
     yield from _secrets(config)
     for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         name = getattr(kafka, key)
@@ -112,6 +114,16 @@ def _secrets(config: Config) -> Iterator[Finding]:
             continue
         text = f"[{section}] {key}"
         yield Finding.fine(f"{text}: ***") if given else Finding.wrong(f"{text} is missing: {ways(section, key)}")
+
+
+def _client(kafka: KafkaConfig) -> Finding:
+    from forecaster.kafka import require_client  # noqa: PLC0415 - a config can be checked without
+
+    try:
+        require_client(kafka)
+    except InvalidConfig as error:
+        return Finding.wrong(str(error))
+    return Finding.fine(f"[kafka] client: {kafka.client} is installed")
 
 
 def _model(config: InputConfig, *, learns: bool) -> Finding:
