@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from conftest import Broker, NewTopics
 from kafka_witness import committed, poll_until, produce, read_committed, settings
 
 from forecaster.errors import BrokerUnavailable, Fatal, InvalidConfig, TransactionAborted
-from forecaster.kafka import open_source
+from forecaster.kafka import group_members, open_source
 from forecaster.kafka.librdkafka.records import as_records
 from forecaster.kafka.librdkafka.sink import LibrdkafkaSink
 from forecaster.kafka.librdkafka.source import LibrdkafkaSource
@@ -144,6 +145,18 @@ def test_a_message_is_a_record(kafka: Broker, source: LibrdkafkaSource, topic: s
     ]
 
 
+def test_the_group_is_joined_by_the_first_poll(kafka: Broker, topic: str, group: str) -> None:
+    """A daemon that is not ready takes no partition from those that are."""
+    config = settings(kafka.bootstrap_servers, group, client="librdkafka")
+    source = LibrdkafkaSource(config, [topic])
+    time.sleep(1.0)
+    assert group_members(config) == []
+    poll_until(source, lambda polls: any(poll.assigned for poll in polls))
+    assert group_members(config) == ["one"]
+    source.close()
+    assert group_members(config) == []
+
+
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_an_open_consumer_keeps_nobody_from_leaving(kafka: Broker, topic: str, group: str, seconds: float) -> None:
     """Trap: a consumer with a rebalance still to be told would keep the interpreter from its end for ever."""
@@ -153,6 +166,7 @@ def test_an_open_consumer_keeps_nobody_from_leaving(kafka: Broker, topic: str, g
         "from forecaster.kafka import open_source\n"
         f"config = KafkaConfig({kafka.bootstrap_servers!r}, group_id={group!r}, client='librdkafka')\n"
         f"source = open_source(config, [{topic!r}])\n"
+        "source.poll(0.0)\n"
         f"time.sleep({seconds})\n"
         "raise SystemExit(3)\n"
     )

@@ -79,17 +79,12 @@ class LibrdkafkaSource:
         self._postponed: ForecasterError | None = None  # for the next poll: this one had records already
         self._topics: tuple[str, ...] = tuple(topics)
         self._pattern = re.compile(subscription_pattern(config, topics, patterns)) if patterns else None
-        self._matched_s = time.monotonic()
+        self._matched_s: float | None = None  # when the topics were looked up; None: nothing is subscribed to yet
         self._rows = StateRows(config)
         self._consumer: Consumer | None = clients.group_consumer(config)
         # One that is left open keeps the interpreter from its end, for ever.
         atexit.register(self._close_consumer)
-        try:
-            self._subscribe(self._matching() if self._pattern is not None else self._topics)
-            self.membership = self._member()
-        except BaseException:
-            self._close_consumer()
-            raise
+        self.membership = self._member()
 
     def poll(self, timeout_s: float) -> Poll:
         """Records of the live partitions, and what changed hands since the last poll.
@@ -98,7 +93,7 @@ class LibrdkafkaSource:
             BrokerUnavailable: silence, and no answer to a question either. Nothing is lost: poll again.
             Fenced: another member has this one's instance name.
         """
-        self._follow_pattern()
+        self._subscribe()
         messages = self._fetch(timeout_s)
         # As these records were fetched: by the time of the commit the group may have moved on, and the broker must
         # be able to refuse our offsets.
@@ -265,10 +260,27 @@ class LibrdkafkaSource:
 
     # ------------------------------------------------------------------ partitions
 
-    def _subscribe(self, topics: Sequence[str]) -> None:
-        if topics:
+    def _subscribe(self) -> None:
+        """Join with the first poll, and not before; then read new topics that the pattern matches.
+
+        The client joins at once, and a daemon that still compiles has no use for partitions that others could serve.
+        """
+        joined = self._matched_s is not None
+        if self._matched_s is not None and (
+            self._pattern is None or time.monotonic() - self._matched_s < PATTERN_INTERVAL_S
+        ):
+            return
+        topics = self._topics if self._pattern is None else self._matching(self._pattern)
+        if topics and not (joined and topics == self._topics):
             with translated(self._config):
                 self._client.subscribe(list(topics), on_assign=self._gained, on_revoke=self._lost, on_lost=self._lost)
+        self._topics, self._matched_s = topics, time.monotonic()
+
+    def _matching(self, pattern: re.Pattern[str]) -> tuple[str, ...]:
+        """The client's own patterns are another language than Python's."""
+        with translated(self._config):
+            there = self._client.list_topics(timeout=self._config.request_timeout_s).topics
+        return tuple(sorted(filter(pattern.match, there)))
 
     def _gained(self, consumer: Consumer, partitions: list[ClientPartition]) -> None:
         for each in partitions:
@@ -331,19 +343,3 @@ class LibrdkafkaSource:
             return  # a pattern that no topic matches yet
         self._ends(known)
         self._answered_s = time.monotonic()
-
-    def _matching(self) -> Sequence[str]:
-        assert self._pattern is not None
-        with translated(self._config):
-            there = self._client.list_topics(timeout=self._config.request_timeout_s).topics
-        return sorted(filter(self._pattern.match, there))
-
-    def _follow_pattern(self) -> None:
-        """Read new topics too. The client's own patterns are another language than Python's."""
-        if self._pattern is None or time.monotonic() - self._matched_s < PATTERN_INTERVAL_S:
-            return
-        topics = tuple(self._matching())
-        self._matched_s = time.monotonic()
-        if topics != self._topics:
-            self._topics = topics
-            self._subscribe(topics)
