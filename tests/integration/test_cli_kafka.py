@@ -101,8 +101,8 @@ def test_topics_are_made_once_and_then_left_alone(config: Path) -> None:
     again = said("topics", "create", "--config", str(config), "--partitions", "5")
     assert again[1:] == [f"ok    topic {name}: 3 partitions" for name in names]
     checked = said("check", "--connect", "--config", str(config))
-    assert checked[2] == f"ok    broker {kafka.bootstrap_servers} (PLAINTEXT) answers"
-    assert checked[3:] == [f"ok    topic {name}: 3 partitions" for name in names]
+    assert checked[3] == f"ok    broker {kafka.bootstrap_servers} (PLAINTEXT) answers"
+    assert checked[4:] == [f"ok    topic {name}: 3 partitions" for name in names]
 
 
 def test_outputs_get_as_many_partitions_as_the_biggest_input(config: Path, kafka: Broker) -> None:
