@@ -79,7 +79,7 @@ bench: .venv/synced ## rates, latency, ratios to the peers; ONE=peers for one of
 		exit $${missed:-0}
 
 .PHONY: chaos
-chaos: .venv/synced ## 200,000 records through 30 kills and 6 swaps of weights a run, rows flushed every 10 s, then always
+chaos: .venv/synced ## 200,000 records through 30 kills and 6 swaps of weights a run, rows flushed every 10 s, then always; ARGS="--client librdkafka"
 	$(BIN)/python tests/chaos/simulation.py --seeds 2000
 	$(BIN)/python tests/chaos/storm.py --capacity 256 $(ARGS)
 	$(BIN)/python tests/chaos/storm.py --seed 2 --flush-interval-s 0 $(ARGS)
