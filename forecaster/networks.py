@@ -21,26 +21,30 @@ def network_spec(config: InputConfig, found_seasons: tuple[int, ...] | None = No
     Where it leaves the seasons to be found they are `found_seasons`, or those of the trained model, or none.
 
     Raises:
-        ModelMismatch: the trained model that would say is damaged.
+        InvalidConfig: there is no such network.
+        ModelMismatch: the trained model that would say which seasons is damaged.
     """
     seasons = config.seasons
     if seasons == "auto":
         seasons = _trained_seasons(config) if found_seasons is None else found_seasons
-    return NetworkSpec(
-        cell=config.network.cell,
-        units=config.network.units,
-        layers=config.network.layers,
-        memory=config.network.memory,
-        readout=config.network.readout,
-        hedge=config.network.hedge,
-        calibration=config.network.calibration,
-        targets=config.targets,
-        features=config.features,
-        categories=config.categories,
-        horizons=config.horizons,
-        quantiles=config.quantiles,
-        seasons=seasons,
-    )
+    try:
+        return NetworkSpec(
+            cell=config.network.cell,
+            units=config.network.units,
+            layers=config.network.layers,
+            memory=config.network.memory,
+            readout=config.network.readout,
+            hedge=config.network.hedge,
+            calibration=config.network.calibration,
+            targets=config.targets,
+            features=config.features,
+            categories=config.categories,
+            horizons=config.horizons,
+            quantiles=config.quantiles,
+            seasons=seasons,
+        )
+    except ValueError as error:
+        raise InvalidConfig(f"[[inputs]] {config.name} network.{error}") from None
 
 
 def _trained_seasons(config: InputConfig) -> tuple[int, ...]:
@@ -53,9 +57,11 @@ def trained_model(config: InputConfig, version: str | None = None) -> Model | No
     """A version of the input's weights, the champion if none is named; None where the config names no model.
 
     Raises:
+        InvalidConfig: there is no such network.
         ModelMismatch: no weights where the config says, or weights for another network.
     """
     if config.model is None:
+        network_spec(config)
         return None
     model = registry.load(Path(config.model), version)
     registry.require_fit(

@@ -288,6 +288,14 @@ def test_check_shows_what_holds(
     assert load_config(again) == holds
 
 
+def test_a_network_that_cannot_be_is_one_line(untrained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too few features for the seasons: the line names the key and what it takes."""
+    flags = ["--set", "inputs.ticks.seasons=[24]", "--set", "inputs.ticks.network.memory=6"]
+    assert main(["check", "--config", untrained, *flags]) != 0
+    said = "".join(capsys.readouterr())
+    assert "[[inputs]] ticks network.memory: expected 0, or an integer >= 7 with 1 seasons, got 6" in said
+
+
 # ---------------------------------------------------------------------- train, replay
 
 

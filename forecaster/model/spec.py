@@ -15,8 +15,10 @@ Cell = Literal["rnn", "lstm", "gru", "feedforward"]
 
 MEDIAN = 0.5
 
-# Three levels and three changes; each season adds one change and one of its own.
-MEMORY_MIN = 6
+
+def memory_min(seasons: int) -> int:
+    """The fewest features that so many seasons leave room for: three levels, two changes; two and two a season."""
+    return max(5, 3 + 4 * seasons)
 
 
 class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -70,6 +72,9 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         inside = _ascending(self.quantiles) and self.quantiles[0] > 0.0 and self.quantiles[-1] < 1.0
         _require(inside, f"quantiles: expected ascending numbers between 0 and 1, got {self.quantiles}")
         _require(MEDIAN in self.quantiles, f"quantiles: expected 0.5 among them, got {self.quantiles}")
+        fewest = memory_min(len(self.seasons))
+        few = f"memory: expected 0, or an integer >= {fewest} with {len(self.seasons)} seasons, got {self.memory}"
+        _require(self.memory == 0 or self.memory >= fewest, few)
         _require(all(season > 1 for season in self.seasons), f"seasons: expected integers > 1, got {self.seasons}")
 
     @property

@@ -12,14 +12,16 @@ import pytest
 from networks import make_spec
 
 from forecaster.model.columns import clock, split
+from forecaster.model.geometry import initial_pooling
 from forecaster.model.layout import row_layout
-from forecaster.model.spec import NetworkSpec
+from forecaster.model.spec import NetworkSpec, memory_min
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"units": 0}, "units"),
+        ({"memory": 6, "seasons": (24,)}, "memory"),
         ({"layers": 0}, "layers"),
         ({"targets": ()}, "targets"),
         ({"targets": ("a", "a")}, "twice"),
@@ -88,3 +90,11 @@ def test_tensorflow_starts_quietly() -> None:
     program = "import forecaster.model.step"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("seasons", [(), (2,), (24,), (24, 168), (4, 8, 16)])
+def test_the_smallest_memory_that_is_allowed_has_its_features(seasons: tuple[int, ...]) -> None:
+    """With as few features as the spec lets through, each is a finite pool of what is remembered."""
+    pooling = initial_pooling(make_spec(seasons=seasons, memory=memory_min(len(seasons))))
+    assert np.isfinite(pooling).all()
+    assert (np.abs(pooling).sum(axis=0) > 0.0).all()
