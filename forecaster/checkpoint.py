@@ -19,6 +19,9 @@ from forecaster.streams import StreamKey
 # One transaction carries at most so many rows, 2,000 x 9 kB = 18 MB, more than its own poll's streams. The rest goes
 # with the next ones.
 ROWS_PER_FLUSH_MAX = 2_000
+# Every partition that a transaction writes to costs it a request's share and a marker. While the rows that are due are
+# few, those of one partition go at a time, and the others' wait so long.
+PATIENCE_MAX_S = 0.5
 
 
 class Unwritten(NamedTuple):
@@ -54,8 +57,16 @@ class Checkpoint:
         taken: list[StreamKey] = []
         # Beyond what has just joined, or a queue that is to be emptied would never be.
         rows_max = ROWS_PER_FLUSH_MAX + len(self._joined)
-        for partition, queue in self._queues.items():
-            due_before_s = now_s if everything or partition in hurried else now_s - self.flush_interval_s
+        patience_s = min(PATIENCE_MAX_S, self.flush_interval_s / 10.0)
+        heads = sorted(
+            (next(iter(queue.values())).since_s, partition) for partition, queue in self._queues.items() if queue
+        )
+        for head_s, partition in heads:
+            at_once = everything or partition in hurried
+            due_before_s = now_s if at_once else now_s - self.flush_interval_s
+            if taken and not at_once and head_s > due_before_s - patience_s:
+                continue  # its turn comes with one of the next transactions
+            queue = self._queues[partition]
             while queue and len(taken) < rows_max:
                 stream, unwritten = next(iter(queue.items()))
                 if unwritten.since_s > due_before_s:

@@ -72,6 +72,18 @@ def test_one_transaction_carries_a_bounded_number_of_rows() -> None:
     assert checkpoint.take_due(1.0) == [key(f"S{ROWS_PER_FLUSH_MAX + i}") for i in range(3)]
 
 
+def test_few_rows_go_a_partition_at_a_time() -> None:
+    """A transaction writes the oldest partition's due rows; the others' come with the next ones, or half a second on."""
+    checkpoint = Checkpoint(10.0)
+    for partition, since_s in ((P1, 0.1), (P0, 0.0)):
+        checkpoint.touch(StreamKey(partition, "A"), 0, since_s)
+    assert checkpoint.take_due(10.2) == [StreamKey(P0, "A")]
+    assert checkpoint.take_due(10.2) == [StreamKey(P1, "A")]
+    for partition, since_s in ((P1, 20.1), (P0, 20.0)):
+        checkpoint.touch(StreamKey(partition, "A"), 1, since_s)
+    assert checkpoint.take_due(30.7) == [StreamKey(P0, "A"), StreamKey(P1, "A")]
+
+
 def test_age_is_that_of_the_oldest() -> None:
     """How long the longest waiting row has waited, over all partitions; 0 for none."""
     checkpoint = Checkpoint(10.0)
