@@ -73,7 +73,7 @@ def test_one_transaction_carries_a_bounded_number_of_rows() -> None:
 
 
 def test_few_rows_go_a_partition_at_a_time() -> None:
-    """A transaction writes the oldest partition's due rows; the others' come with the next ones, or half a second on."""
+    """A transaction writes the oldest partition's due rows; the others' come with the next, or half a second on."""
     checkpoint = Checkpoint(10.0)
     for partition, since_s in ((P1, 0.1), (P0, 0.0)):
         checkpoint.touch(StreamKey(partition, "A"), 0, since_s)
