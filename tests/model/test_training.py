@@ -76,7 +76,7 @@ def test_compiled_window_is_the_serving_step() -> None:
     values = sine(30, 0)
     history = make_history(values)
     data = training.dataset(spec, [history], training.Cut(1000, 0, 0.0))
-    state = training._initial_state(spec, 1)
+    state = training.initial_state(spec, 1)
     weights = {name: tf.constant(value) for name, value in model.weights.items()}
     live = tf.ones([30, 1], tf.bool)
     scan = tf.function(lambda batch: learning.scan(spec, weights, state, batch)[1], jit_compile=True, autograph=False)
