@@ -29,10 +29,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from forecaster.backtest import Score, play_model, play_points, table, train_deviation
-from forecaster.model.network import initial_weights
-from forecaster.model.registry import Model
 from forecaster.model.spec import NetworkSpec
-from forecaster.model.training import TrainOptions, scale_priors, train
+from forecaster.model.training import TrainOptions, train, untrained
 from forecaster.rivals import NAIVE, naive
 from forecaster.series import Rows, Series
 
@@ -114,7 +112,8 @@ def run(name: str, arguments: argparse.Namespace) -> list[Score]:
     horizons = tuple(int(word) for word in arguments.horizons.split(",")) if arguments.horizons else tuple(range(1, 49))
     spec = spec_for(each.seasons, horizons, arguments)
     started = time.perf_counter()
-    model = fit(spec, series, rows.train, untrained=arguments.untrained)
+    histories = series.streams(rows.train)
+    model = untrained(spec, histories) if arguments.untrained else train(spec, histories, OPTIONS)[0]
     trained_s = time.perf_counter() - started
     played = play_model(model, series, "cpu")
     steps = series.values.size / played.seconds
@@ -144,14 +143,6 @@ def spec_for(seasons: tuple[int, ...], horizons: tuple[int, ...], arguments: arg
         hedge="hedge" not in without,
         calibration="calibration" not in without,
     )
-
-
-def fit(spec: NetworkSpec, series: Series, rows: int, *, untrained: bool) -> Model:
-    """The shared weights, from the train rows of all series."""
-    histories = series.streams(rows)
-    if untrained:
-        return Model(spec=spec, weights=initial_weights(spec, 0) | scale_priors(histories), version="untrained")
-    return train(spec, histories, OPTIONS)[0]
 
 
 def read(each: Set, directory: Path) -> tuple[Series, Rows]:

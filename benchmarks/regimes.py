@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from forecaster.backtest import Played, inside_interval, play_model
 from forecaster.model.registry import Model
+from forecaster.model.training import train
 from forecaster.series import Rows, Series
 
 HORIZONS = (1, 24)
@@ -53,21 +54,21 @@ def main() -> None:
     found = {}
     for name in arguments.sets.split(","):
         found[name] = measured(name, arguments.data)
-        columns = ("H", "records until over, each cut", *(f"coverage {first}-{last}" for first, last in SINCE))
-        rows = {f"{kind} +{horizon}": cells for (kind, horizon), cells in found[name].items()}
-        common.report(name, {key: [key.split("+")[1], *cells] for key, cells in rows.items()}, columns)
-    common.save(arguments.json, {name: {f"{k} +{h}": v for (k, h), v in each.items()} for name, each in found.items()})
+        columns = ("records until over, each cut", *(f"coverage {first}-{last}" for first, last in SINCE))
+        common.report(name, found[name], columns)
+    common.save(arguments.json, found)
 
 
-def measured(name: str, directory: Path) -> dict[tuple[str, int], list[str]]:
-    """One set's figures: its first series, by kind of change and horizon."""
+def measured(name: str, directory: Path) -> dict[str, list[str]]:
+    """One set's figures: its last series, by kind of change and horizon."""
     each = quality.SETS[name]
     series, rows = quality.read(each, directory)
     series = Series(series.time_s, series.values[:, -1:], series.names[-1:])
     options = argparse.Namespace(without="", memory=quality.MEMORY)
-    model = quality.fit(quality.spec_for(each.seasons, HORIZONS, options), series, rows.train, untrained=False)
+    spec = quality.spec_for(each.seasons, HORIZONS, options)
+    model, _ = train(spec, series.streams(rows.train), quality.OPTIONS)
     uncut = play_model(model, series, "cpu")
-    figures: dict[tuple[str, int], list[str]] = {}
+    figures: dict[str, list[str]] = {}
     played: dict[str, list[tuple[Change, Played]]] = {}
     for share in CUTS:
         for change in changes(series.values, rows, round(share * len(series.values)), each.seasons):
@@ -75,8 +76,8 @@ def measured(name: str, directory: Path) -> dict[tuple[str, int], list[str]]:
     for kind, runs in played.items():
         for place, horizon in enumerate(HORIZONS):
             over = [until_over(change, run, uncut, place) for change, run in runs]
-            shares = [coverage([(change, run) for change, run in runs], place, first, last) for first, last in SINCE]
-            figures[kind, horizon] = [", ".join(map(str, over)), *(f"{share:.3f}" for share in shares)]
+            shares = [coverage(runs, place, first, last) for first, last in SINCE]
+            figures[f"{kind} H={horizon}"] = [", ".join(map(str, over)), *(f"{share:.3f}" for share in shares)]
     return figures
 
 

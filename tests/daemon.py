@@ -22,6 +22,7 @@ from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
 from forecaster.model.spec import NetworkSpec
 from forecaster.model.step import StepEngine
+from forecaster.networks import network_spec
 from forecaster.outcome import Outcome
 from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.records import Commit, MemoryRecord, Output, Record, TopicPartition
@@ -71,20 +72,6 @@ def make_config(
     return build_config(tree, "test")
 
 
-def spec_of(config: Config, number: int = 0) -> NetworkSpec:
-    """The network of one of the inputs."""
-    each = config.inputs[number]
-    return NetworkSpec(
-        cell=each.network.cell,
-        units=each.network.units,
-        targets=each.targets,
-        features=each.features,
-        categories=each.categories,
-        horizons=each.horizons,
-        quantiles=each.quantiles,
-    )
-
-
 @functools.cache
 def model_of(spec_json: bytes, version: str) -> Model:
     """`v1`, `v2`, ...: the same network with other weights."""
@@ -108,7 +95,7 @@ def compiled(spec_json: bytes, which: int) -> StepEngine:
 
 def engine_of(config: Config, number: int = 0, which: int = 1) -> StepEngine:
     """The compiled step of one of the inputs. Two daemons that live side by side need two (`which`)."""
-    return compiled(msgspec.json.encode(spec_of(config, number)), which)
+    return compiled(msgspec.json.encode(network_spec(config.inputs[number])), which)
 
 
 class Directory:

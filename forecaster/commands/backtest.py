@@ -155,14 +155,12 @@ def _play_cell(
 
 
 def _fit(spec: NetworkSpec, series: Series, rows: Rows, arguments: argparse.Namespace) -> Model:
-    from forecaster.model.network import initial_weights  # noqa: PLC0415 - TensorFlow
-    from forecaster.model.registry import Model  # noqa: PLC0415
-    from forecaster.model.training import TrainOptions, scale_priors, train  # noqa: PLC0415
+    from forecaster.model.training import TrainOptions, train, untrained  # noqa: PLC0415 - TensorFlow
 
     histories = series.streams(rows.train, together=arguments.together)
-    if arguments.steps:
-        return train(spec, histories, TrainOptions(steps_max=arguments.steps, patience=4))[0]
-    return Model(spec=spec, weights=initial_weights(spec, 0) | scale_priors(histories), version="untrained")
+    if not arguments.steps:
+        return untrained(spec, histories)
+    return train(spec, histories, TrainOptions(steps_max=arguments.steps, patience=4))[0]
 
 
 def _play_rival(name: str, series: Series, rows: Rows, horizons: tuple[int, ...], seasons: tuple[int, ...]) -> Played:

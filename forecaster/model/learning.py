@@ -7,13 +7,19 @@ down. A target that is missing when its time comes does not count.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from forecaster.model import network
 from forecaster.model.columns import packed_columns
 from forecaster.model.normalise import Observed
 from forecaster.model.runtime import Fields, Tensor, Weights, tf
 from forecaster.model.spec import NetworkSpec
+
+Optimizer = Literal["adam", "sgd"]
 
 # Both parts then pull on the cell about equally: an untrained pinball loss is near 0.25, a coin's cross-entropy 0.69.
 DIRECTION_WEIGHT = 0.2
@@ -46,6 +52,18 @@ class Batch(NamedTuple):
     scored: Tensor
 
 
+class Descent(Protocol):
+    """How to go down a gradient: by which rule, and the global norm that it is cut to first."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The rule."""
+
+    @property
+    def clip_norm(self) -> float:
+        """The longest gradient."""
+
+
 class Pace(NamedTuple):
     """Of one optimiser step, both scalars: learning rate, and the step's number from 1."""
 
@@ -58,6 +76,21 @@ class Moments(NamedTuple):
 
     mean: Weights
     square: Weights
+
+
+class Learner(NamedTuple):
+    """What a gradient step moves: the weights, the optimiser's moments, the streams' states [B, ...]."""
+
+    weights: Weights
+    moments: Moments
+    state: Fields
+
+
+def learner(weights: Mapping[str, NDArray[np.float32]], state: Fields) -> Learner:
+    """Begin at these weights, nothing averaged yet, with the streams' states [B, ...]."""
+    tensors = {name: tf.constant(value) for name, value in weights.items()}
+    zeros = {name: tf.zeros_like(tensors[name]) for name in trainable(tensors)}
+    return Learner(tensors, Moments(zeros, dict(zeros)), state)
 
 
 def trainable(weights: Weights) -> list[str]:
@@ -156,8 +189,22 @@ def gradients(
     return mean, dict(zip(names, found, strict=True)), state
 
 
+def learn(
+    spec: NetworkSpec, descent: Descent, learner: Learner, batch: Batch, hidden: Tensor, pace: Pace
+) -> tuple[Tensor, Tensor, Learner]:
+    """One gradient step on a window: its loss before it, the gradient's global norm before clipping, the next learner.
+
+    The records `hidden`, bool[T, B], are as in `gradients`.
+    """
+    mean_loss, slopes, state = gradients(spec, learner.weights, learner.state, batch, hidden)
+    clipped, norm = tf.clip_by_global_norm(list(slopes.values()), descent.clip_norm)
+    slopes = dict(zip(slopes, clipped, strict=True))
+    weights, moments = descend(descent.optimizer, learner.weights, learner.moments, slopes, pace)
+    return mean_loss, norm, Learner(weights, moments, state)
+
+
 def descend(
-    optimizer: Literal["adam", "sgd"], weights: Weights, moments: Moments, slopes: Weights, pace: Pace
+    optimizer: Optimizer, weights: Weights, moments: Moments, slopes: Weights, pace: Pace
 ) -> tuple[Weights, Moments]:
     """Move the weights one step down the gradients `slopes`."""
     rate, step = pace

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -54,7 +54,7 @@ class TrainOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         seed: of the first weights, the order of lanes and what is hidden.
     """
 
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: learning.Optimizer = "adam"
     learning_rate: float = 3e-3
     clip_norm: float = 1.0
     window: int = 64
@@ -147,6 +147,12 @@ def train(
     return Model(spec=spec, weights=best, version=new_version(), parent=parent_version, training=training), report
 
 
+def untrained(spec: NetworkSpec, histories: Sequence[StreamHistory]) -> Model:
+    """A network that has learned nothing of histories but their usual scale."""
+    weights = network.initial_weights(spec, TrainOptions().seed) | scale_priors(histories)
+    return Model(spec=spec, weights=weights, version="untrained")
+
+
 def scale_priors(histories: Sequence[StreamHistory]) -> Arrays:
     """Measure the usual scale, for a stream's first forecast: as part of the value, or as an amount.
 
@@ -185,11 +191,8 @@ class _Training:
         # Fewer lanes than the batch: compile for what there is.
         self._batch = min(options.batch, len(data.trained))
         self._held_out = _up_to(data.held_out, EVALUATE_RECORDS_MAX, self._random)
-        self._weights = {name: tf.constant(value) for name, value in weights.items()}
-        names = learning.trainable(self._weights)
-        zeros = {name: tf.zeros_like(self._weights[name]) for name in names}
-        self._moments = learning.Moments(zeros, dict(zeros))
         self._start = initial_state(spec, self._batch)
+        self._learner = learning.learner(weights, self._start)
         self._learn = tf.function(self._learn_window, jit_compile=True, autograph=False)
         self._score = tf.function(self._score_window, jit_compile=True, autograph=False)
         self._losses: list[float] = []
@@ -199,7 +202,7 @@ class _Training:
         """Train until steps, time or patience run out."""
         options = self._options
         untrained = best_loss = held_out = self._evaluate()
-        best, idle, rate, evaluated = self._weights, 0, options.learning_rate, 0
+        best, idle, rate, evaluated = self._learner.weights, 0, options.learning_rate, 0
         epoch, steps = 0, 0
         for epoch, window, last in self._windows():
             steps += 1
@@ -212,7 +215,7 @@ class _Training:
                 held_out, evaluated = self._evaluate(), steps
                 idle = 0 if held_out < best_loss else idle + 1
                 if held_out < best_loss or not self._held_out:
-                    best, best_loss = self._weights, held_out
+                    best, best_loss = self._learner.weights, held_out
                 if idle and idle % max(1, options.patience // 2) == 0:
                     rate /= 2
                 if not np.isfinite(self._losses[-1]):
@@ -252,12 +255,10 @@ class _Training:
 
     def _step(self, window: Window, rate: float, step: int) -> None:
         if window.begins:
-            self._state = self._start
+            self._learner = self._learner._replace(state=self._start)
         hidden = self._random.random(window.live.shape) < self._options.hide
         pace = learning.Pace(tf.constant(rate, tf.float32), tf.constant(step, tf.float32))
-        loss, norm, self._weights, self._moments, self._state = self._learn(
-            self._weights, self._moments, self._state, _tensors(window), tf.constant(hidden), pace
-        )
+        loss, norm, self._learner = self._learn(self._learner, tensors(window), tf.constant(hidden), pace)
         if window.scored.any():
             self._losses.append(float(loss))
             self._norms.append(float(norm))
@@ -268,24 +269,14 @@ class _Training:
         state = self._start
         for window in self._walk(self._held_out):
             state = self._start if window.begins else state
-            loss, losses, state = self._score(self._weights, state, _tensors(window))
+            loss, losses, state = self._score(self._learner.weights, state, tensors(window))
             total, count = total + float(loss), count + float(losses)
         return total / count if count else float("nan")
 
     def _learn_window(
-        self,
-        weights: Weights,
-        moments: learning.Moments,
-        state: Fields,
-        window: learning.Batch,
-        hidden: Tensor,
-        pace: learning.Pace,
-    ) -> tuple[Tensor, Tensor, Weights, learning.Moments, Fields]:
-        loss, slopes, state = learning.gradients(self._spec, weights, state, self._fetch(window), hidden)
-        clipped, norm = tf.clip_by_global_norm(list(slopes.values()), self._options.clip_norm)
-        slopes = dict(zip(slopes, clipped, strict=True))
-        moved, moments = learning.descend(self._options.optimizer, weights, moments, slopes, pace)
-        return loss, norm, moved, moments, state
+        self, learner: learning.Learner, window: learning.Batch, hidden: Tensor, pace: learning.Pace
+    ) -> tuple[Tensor, Tensor, learning.Learner]:
+        return learning.learn(self._spec, self._options, learner, self._fetch(window), hidden, pace)
 
     def _score_window(self, weights: Weights, state: Fields, window: learning.Batch) -> tuple[Tensor, Tensor, Fields]:
         batch = self._fetch(window)
@@ -307,7 +298,7 @@ class _Training:
         nudge = {name: tf.zeros([length, self._batch, spec.units]) for name in names}
         scored = np.zeros_like(window.scored)
         scored[-1] = window.scored[-1]
-        batch = self._fetch(_tensors(window._replace(scored=scored)))
+        batch = self._fetch(tensors(window._replace(scored=scored)))
         with tf.GradientTape() as tape:
             tape.watch(nudge)
             said, _ = learning.scan(spec, weights, self._start, batch, nudge)
@@ -319,7 +310,7 @@ class _Training:
         return tuple((norms / norms[0]).tolist()) if norms[0] > 0.0 else ()
 
 
-def _tensors(window: Window) -> learning.Batch:
+def tensors(window: Window) -> learning.Batch:
     """A window on its way to the device, with the rows of its records instead of the records."""
     return learning.Batch(tf.constant(window.rows), tf.constant(window.live), tf.constant(window.scored))
 

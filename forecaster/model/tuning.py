@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from forecaster.model import learning
 from forecaster.model.columns import StreamHistory, packed_columns
-from forecaster.model.runtime import Fields, Tensor, Weights, tf
+from forecaster.model.runtime import Tensor, tf
 from forecaster.model.spec import NetworkSpec
-from forecaster.model.training import Arrays, TrainOptions, initial_state
+from forecaster.model.training import Arrays, TrainOptions, initial_state, tensors
 from forecaster.model.windows import Cut, Window, dataset, walk
 
 LANE_MAX = 4_096
@@ -45,11 +45,10 @@ class Tuner:
         self._random = np.random.default_rng(options.seed)
         # One more for the row that stands for "no record".
         self._packed = np.zeros((records_max + 1, packed_columns(spec).width), np.float32)
-        self._start = self._state = initial_state(spec, options.batch)
+        self._start = initial_state(spec, options.batch)
+        self._learner = learning.learner({}, self._start)
         self._learn = tf.function(self._learn_window, jit_compile=True, autograph=False)
         self._windows: Iterator[Window] = iter(())
-        self._weights: Weights = {}
-        self._moments = learning.Moments({}, {})
         self._steps = 0
 
     def begin(self, histories: Sequence[StreamHistory], weights: Arrays) -> None:
@@ -69,9 +68,7 @@ class Tuner:
             for lane in data.trained
         ]
         self._windows = self._endless()
-        self._weights = {name: tf.constant(value) for name, value in weights.items()}
-        zeros = {name: tf.zeros_like(self._weights[name]) for name in learning.trainable(self._weights)}
-        self._moments = learning.Moments(zeros, dict(zeros))
+        self._learner = learning.learner(weights, self._start)
         self._steps = 0
 
     def step(self) -> Stepped | None:
@@ -79,12 +76,11 @@ class Tuner:
         window = next(self._windows)
         self._steps += 1
         if window.begins:
-            self._state = self._start
+            self._learner = self._learner._replace(state=self._start)
         hidden = self._random.random(window.live.shape) < self._options.hide
         pace = learning.Pace(tf.constant(self._options.learning_rate), tf.constant(self._steps, tf.float32))
-        batch = learning.Batch(tf.constant(window.rows), tf.constant(window.live), tf.constant(window.scored))
-        loss, norm, self._weights, self._moments, self._state = self._learn(
-            self._weights, self._moments, self._state, batch, tf.constant(hidden), pace, self._records
+        loss, norm, self._learner = self._learn(
+            self._learner, tensors(window), tf.constant(hidden), pace, self._records
         )
         if not window.scored.any():
             return None
@@ -92,7 +88,7 @@ class Tuner:
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """As they are now."""
-        return {name: value.numpy() for name, value in self._weights.items()}
+        return {name: value.numpy() for name, value in self._learner.weights.items()}
 
     def _endless(self) -> Iterator[Window]:
         options = self._options
@@ -101,18 +97,7 @@ class Tuner:
             yield from walk(lanes, options.batch, options.window, self._spec.steps[-1], len(self._packed) - 1)
 
     def _learn_window(
-        self,
-        weights: Weights,
-        moments: learning.Moments,
-        state: Fields,
-        window: learning.Batch,
-        hidden: Tensor,
-        pace: learning.Pace,
-        records: Tensor,
-    ) -> tuple[Tensor, Tensor, Weights, learning.Moments, Fields]:
+        self, learner: learning.Learner, window: learning.Batch, hidden: Tensor, pace: learning.Pace, records: Tensor
+    ) -> tuple[Tensor, Tensor, learning.Learner]:
         batch = window._replace(future=tf.gather(records, window.future))
-        loss, slopes, state = learning.gradients(self._spec, weights, state, batch, hidden)
-        clipped, norm = tf.clip_by_global_norm(list(slopes.values()), self._options.clip_norm)
-        slopes = dict(zip(slopes, clipped, strict=True))
-        moved, moments = learning.descend(self._options.optimizer, weights, moments, slopes, pace)
-        return loss, norm, moved, moments, state
+        return learning.learn(self._spec, self._options, learner, batch, hidden, pace)
