@@ -25,11 +25,11 @@ from kafka import errors
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as ClientPartition
 
-from forecaster.errors import BrokerUnavailable, Fatal, ForecasterError, TransactionAborted
+from forecaster.errors import BrokerUnavailable, TransactionAborted
 from forecaster.kafka import clients
-from forecaster.kafka.failures import cause, translate
+from forecaster.kafka.failures import translate
 from forecaster.kafka.offsets import encode_metadata
-from forecaster.kafka.topics import require_topics
+from forecaster.kafka.transaction import COMMIT, SAY_SO_AFTER_S, PartitionCounts, Transaction
 from forecaster.records import Commit, Output, TopicPartition
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
     from forecaster.kafka.source import KafkaSource
 
 log = logging.getLogger(__name__)
-
-# Longer than any commit on a healthy broker by three orders of magnitude: then it is worth a line in the log.
-SAY_SO_AFTER_S = 5.0
-COMMIT = "the commit"
 
 
 class KafkaSink:
@@ -55,10 +51,10 @@ class KafkaSink:
         self._config = config
         self._source = source
         self._transactional = config.processing_guarantee == "exactly-once"
-        self._partitions: dict[str, int] = {}
+        self._counts = PartitionCounts(config)
+        self._transaction = Transaction(config)
         self._futures: list[Any] = []
         self._identity: object = None
-        self._begun_s = time.monotonic()
         self._producer: Any = clients.producer(config)
 
     def begin(self) -> None:
@@ -69,7 +65,7 @@ class KafkaSink:
         if not self._transactional:
             return
         self._identity = self._producer_identity()
-        self._begun_s = time.monotonic()
+        self._transaction.begun()
         with self._translated():
             self._producer.begin_transaction()
 
@@ -135,9 +131,7 @@ class KafkaSink:
 
     def partitions(self, topic: str) -> int:
         """How many partitions the topic has; asked once. Raises BrokerRefused where it is gone, or not for us."""
-        if topic not in self._partitions:
-            self._partitions[topic] = require_topics(self._config, [topic])[topic].partitions
-        return self._partitions[topic]
+        return self._counts.of(topic)
 
     def close(self) -> None:
         """Give up what is open, within a second or so."""
@@ -158,19 +152,18 @@ class KafkaSink:
             if all(future.is_done for future in self._futures):
                 return
             if time.monotonic() >= deadline:
-                raise TransactionAborted(f"{len(self._futures)} outputs not taken by the broker in time")
+                raise self._transaction.untaken(len(self._futures))
             log.warning("waiting for %s to take %d outputs", self._config.bootstrap_servers, len(self._futures))
 
     def _check_futures(self) -> None:
         for future in self._futures:
             if future.exception is not None:
-                raise self._ours(future.exception) from future.exception
+                raise self._transaction.failed(future.exception) from future.exception
 
     def _commit_transaction(self, offsets: Mapping[TopicPartition, Commit]) -> None:
         producer, membership = self._producer, self._source.membership
         if offsets and membership.generation_id < 0:
-            # With no generation the broker could not tell us from a zombie, and would take the offsets.
-            raise TransactionAborted("the group no longer counts this daemon as a member")
+            raise self._transaction.outside_group()
 
         def send_offsets() -> None:
             producer.send_offsets_to_transaction(client_offsets(offsets), membership)
@@ -200,10 +193,7 @@ class KafkaSink:
             if not thread.is_alive():
                 break
             if time.monotonic() >= deadline:
-                raise Fatal(
-                    f"{self._config.bootstrap_servers} did not answer {what} within"
-                    f" {self._config.watchdog_timeout_s:.0f} s: its outcome is unknown, a restart finds it out"
-                )
+                raise self._transaction.unanswered(what)
             log.warning("waiting for %s to answer %s", self._config.bootstrap_servers, what)
         if failure:
             raise self._failed(failure[0], what) from failure[0]
@@ -212,11 +202,10 @@ class KafkaSink:
         if not isinstance(error, errors.KafkaError):
             return error
         if what != COMMIT:
-            return self._ours(error)
+            return self._transaction.failed(error)
         ours = translate(error, self._config, in_transaction=True)
         if isinstance(ours, TransactionAborted) and self._fatal():
-            # The end was asked for and the answer was no known one: it may have been done.
-            return Fatal(f"the commit failed in an unknown way, a restart finds its outcome out: {ours}")
+            return self._transaction.ended_somehow(ours)
         # Fenced here is never taken for a timeout: the commit may have been done before a namesake came.
         return ours
 
@@ -225,24 +214,7 @@ class KafkaSink:
         try:
             yield
         except errors.KafkaError as error:
-            raise self._ours(error) from error
-
-    def _ours(self, error: Exception) -> ForecasterError:
-        if self._ended_by_broker(error):
-            return TransactionAborted(
-                f"the broker ended a transaction that was open for more than {self._config.transaction_timeout_s:.0f} s"
-            )
-        return translate(error, self._config, in_transaction=True)
-
-    def _ended_by_broker(self, error: Exception) -> bool:
-        """Fenced by the transaction's own timeout, and not by another daemon.
-
-        The broker says both in one way. After an outage or a pause that long the
-        batch is given up and the daemon goes on; if there is another of its name
-        after all, the group's membership fences one of them.
-        """
-        late = time.monotonic() - self._begun_s >= self._config.transaction_timeout_s
-        return late and isinstance(cause(error), errors.ProducerFencedError | errors.InvalidProducerEpochError)
+            raise self._transaction.failed(error) from error
 
     def _fatal(self) -> bool:
         return bool(self._producer._transaction_manager.has_fatal_error())  # noqa: SLF001

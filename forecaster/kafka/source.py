@@ -23,6 +23,7 @@ from kafka.structs import TopicPartition as ClientPartition
 from forecaster.errors import BrokerUnavailable
 from forecaster.kafka import clients
 from forecaster.kafka.failures import translate, translated
+from forecaster.kafka.holdings import Holdings
 from forecaster.kafka.leaving import leave_group
 from forecaster.kafka.offsets import start_of
 from forecaster.kafka.state import StateReader, StateRows
@@ -67,10 +68,7 @@ class KafkaSource:
         self._consumer = clients.group_consumer(config)
         self._rows = StateRows(config)
         self._happened: deque[tuple[bool, TopicPartition]] = deque()  # (assigned?, partition)
-        self._owned: set[TopicPartition] = set()  # told to the worker as assigned
-        self._pending: dict[TopicPartition, None] = {}  # ours, offset not known yet
-        self._live: set[TopicPartition] = set()  # resumed: only their records leave poll()
-        self._revoked: list[TopicPartition] = []
+        self._held = Holdings()
         self._answered_s = time.monotonic()
         self._silent_s: float | None = None  # since when a stable member sends no heartbeats
         self._postponed: errors.KafkaError | None = None  # for the next poll: this one had records already
@@ -107,33 +105,32 @@ class KafkaSource:
                 raise
             assigned = []
         records = self._records(fetched)
-        if not records and not assigned and not self._revoked:
+        if not records and not assigned and not self._held.lost_some:
             self._probe()
-        revoked, self._revoked = self._revoked, []
-        return Poll(records, assigned, revoked)
+        return Poll(records, assigned, self._held.take_revoked())
 
     @property
     def joined(self) -> bool:
         """A member of the group, between rebalances, and told of every partition that is ours; it may be none."""
-        return not (self._joining() or self._happened or self._pending)
+        return not (self._joining() or self._happened or self._held.pending)
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
         """Deliver nothing of these until they are resumed; partitions that are gone are left alone."""
         assignment = self._consumer.assignment()
         for partition in partitions:
-            self._live.discard(partition)
+            self._held.live.discard(partition)
             if ClientPartition(*partition) in assignment:
                 self._consumer.pause(ClientPartition(*partition))
 
     def resume(self, partition: TopicPartition, offset: int) -> None:
         """Begin to deliver an assigned partition from `offset`. One that is gone meanwhile is left alone."""
         client_partition = ClientPartition(*partition)
-        if partition not in self._owned or client_partition not in self._consumer.assignment():
+        if partition not in self._held.owned or client_partition not in self._consumer.assignment():
             return
         with translated(self._config):
             self._consumer.seek(client_partition, offset)
             self._consumer.resume(client_partition)
-        self._live.add(partition)
+        self._held.live.add(partition)
 
     def rewind(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Deliver again from these offsets; partitions that are gone are left alone."""
@@ -141,14 +138,14 @@ class KafkaSource:
         with translated(self._config):
             for partition, offset in offsets.items():
                 client_partition = ClientPartition(*partition)
-                if partition in self._live and client_partition in assignment:
+                if partition in self._held.live and client_partition in assignment:
                     self._consumer.seek(client_partition, offset)
 
     def lag(self) -> dict[TopicPartition, int]:
         """Records behind the high watermark, for the live partitions of which a fetch has told it."""
         behind: dict[TopicPartition, int] = {}
         assignment = self._consumer.assignment()
-        for partition in self._live:
+        for partition in self._held.live:
             client_partition = ClientPartition(*partition)
             if client_partition not in assignment:
                 continue
@@ -198,7 +195,7 @@ class KafkaSource:
                     self._keep_joining()
                 left_s = started + (max(timeout_s, JOIN_MAX_S) if joining else timeout_s) - time.monotonic()
                 # With nothing to read the client sits its time out, also when partitions have come meanwhile.
-                slice_s = left_s if self._live and not joining else min(left_s, SLICE_S)
+                slice_s = left_s if self._held.live and not joining else min(left_s, SLICE_S)
                 fetched: dict[Any, list[Record]] = self._consumer.poll(timeout_ms=max(0, round(slice_s * 1000)))
                 if fetched:
                     self._add_fresh(fetched)
@@ -248,13 +245,9 @@ class KafkaSource:
         while self._happened:
             assigned, partition = self._happened.popleft()
             if assigned:
-                self._pending[partition] = None
-                continue
-            self._pending.pop(partition, None)
-            self._live.discard(partition)
-            if partition in self._owned:
-                self._owned.discard(partition)
-                self._revoked.append(partition)
+                self._held.gain(partition)
+            else:
+                self._held.lose(partition)
 
     def _refuse_silence(self) -> None:
         """A member whose name another one took stops its heartbeats, and the client tells nobody but its log.
@@ -270,33 +263,30 @@ class KafkaSource:
             raise translate(errors.FencedInstanceIdError(), self._config)
 
     def _records(self, fetched: dict[Any, list[Record]]) -> list[Record]:
-        if fetched.keys() <= self._live:
+        if fetched.keys() <= self._held.live:
             return list(itertools.chain.from_iterable(fetched.values()))
-        kept = (records for partition, records in fetched.items() if partition in self._live)
+        kept = (records for partition, records in fetched.items() if partition in self._held.live)
         return list(itertools.chain.from_iterable(kept))
 
     def _resolve_pending(self, timeout_s: float) -> list[Assigned]:
         """Where the new partitions begin. One whose offset a transaction still holds open waits for the next poll."""
-        if not self._pending:
+        if not self._held.pending:
             return []
         resolved: list[Assigned] = []
         deadline = time.monotonic() + max(timeout_s, RESOLVE_MIN_S)
         with translated(self._config):
-            pending = [ClientPartition(*partition) for partition in self._pending]
+            pending = [ClientPartition(*partition) for partition in self._held.pending]
             first = self._consumer.beginning_offsets(pending, timeout_ms=round(PROBE_TIMEOUT_S * 1000))
             for partition in pending:
                 left_ms = max(1, round((deadline - time.monotonic()) * 1000))
                 try:
                     committed = self._consumer.committed(partition, metadata=True, timeout_ms=left_ms)
                 except errors.KafkaTimeoutError:
-                    # Behind the others, that it does not hold them up too.
-                    self._pending[TopicPartition(*partition)] = self._pending.pop(TopicPartition(*partition))
+                    self._held.postpone(TopicPartition(*partition))
                     break
                 told = (committed.offset, committed.metadata) if committed is not None else None
                 resolved.append(start_of(TopicPartition(*partition), told, first[partition], self._end, self._config))
-        for assigned in resolved:
-            del self._pending[assigned.partition]
-            self._owned.add(assigned.partition)
+        self._held.tell(resolved)
         return resolved
 
     def _end(self, partition: TopicPartition) -> int:
@@ -307,9 +297,9 @@ class KafkaSource:
         """Tell a silent broker from an empty topic: the client retries for ever and says nothing."""
         if time.monotonic() - self._answered_s < SILENCE_MAX_S:
             return
-        known = next(iter([*self._owned, *self._pending, *(TopicPartition(topic, 0) for topic in self._topics)]), None)
+        known = self._held.to_ask_about(self._topics)
         if known is None:
-            return  # a pattern that no topic matches yet
+            return
         try:
             self._consumer.beginning_offsets([ClientPartition(*known)], timeout_ms=round(PROBE_TIMEOUT_S * 1000))
         except errors.KafkaError as error:

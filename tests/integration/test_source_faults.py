@@ -35,7 +35,7 @@ def test_records_outlive_a_question_that_fails(
 
     produce(kafka.bootstrap_servers, topic, "cd")
     monkeypatch.setattr(source, "_resolve_pending", away)
-    source._pending[TopicPartition(topic, 7)] = None
+    source._held.pending[TopicPartition(topic, 7)] = None
     polls = []
     while sum(len(poll.records) for poll in polls) < 2:
         try:
@@ -46,7 +46,7 @@ def test_records_outlive_a_question_that_fails(
     with pytest.raises(BrokerUnavailable):
         source.poll(0.2)
     monkeypatch.undo()
-    del source._pending[TopicPartition(topic, 7)]
+    del source._held.pending[TopicPartition(topic, 7)]
     produce(kafka.bootstrap_servers, topic, "e")
     assert poll_until(source, lambda polls: any(poll.records for poll in polls))
 

@@ -16,12 +16,10 @@ from confluent_kafka import KafkaException, Producer
 from confluent_kafka import TopicPartition as ClientPartition
 from kafka import errors
 
-from forecaster.errors import BrokerUnavailable, Fatal, ForecasterError, TransactionAborted
-from forecaster.kafka import failures as common
+from forecaster.errors import BrokerUnavailable, ForecasterError, TransactionAborted
 from forecaster.kafka.librdkafka import clients, failures
 from forecaster.kafka.offsets import encode_metadata
-from forecaster.kafka.sink import COMMIT, SAY_SO_AFTER_S
-from forecaster.kafka.topics import require_topics
+from forecaster.kafka.transaction import COMMIT, SAY_SO_AFTER_S, PartitionCounts, Transaction
 from forecaster.records import Commit, Output, TopicPartition
 
 if TYPE_CHECKING:
@@ -45,9 +43,9 @@ class LibrdkafkaSink:
         self._config = config
         self._source = source
         self._transactional = config.processing_guarantee == "exactly-once"
-        self._partitions: dict[str, int] = {}
+        self._counts = PartitionCounts(config)
+        self._transaction = Transaction(config)
         self._failures: list[errors.KafkaError] = []  # of this transaction's messages
-        self._begun_s = time.monotonic()
         self._producer: Producer | None = clients.producer(config, self._failures)
 
     def begin(self) -> None:
@@ -56,11 +54,11 @@ class LibrdkafkaSink:
             self._producer = clients.producer(self._config, self._failures)
         self._failures.clear()
         if self._transactional:
-            self._begun_s = time.monotonic()
+            self._transaction.begun()
             try:
                 self._producer.begin_transaction()
             except KafkaException as error:
-                raise self._ours(failures.as_kafka_python(failures.of(error))) from error
+                raise self._transaction.failed(failures.as_kafka_python(failures.of(error))) from error
 
     def send(self, outputs: Iterable[Output]) -> None:
         """Hand the outputs to the producer. Nothing is promised before commit()."""
@@ -76,7 +74,7 @@ class LibrdkafkaSink:
                     else:
                         break
         except KafkaException as error:
-            raise self._ours(failures.as_kafka_python(failures.of(error))) from error
+            raise self._transaction.failed(failures.as_kafka_python(failures.of(error))) from error
         self._open.poll(0)
 
     def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
@@ -99,8 +97,7 @@ class LibrdkafkaSink:
             return
         membership = self._source.membership
         if offsets and not membership.member_id:
-            # With no membership the broker could not tell us from a zombie.
-            raise TransactionAborted("the group no longer counts this daemon as a member")
+            raise self._transaction.outside_group()
         if offsets:
             self._within_deadline(
                 lambda left_s: producer.send_offsets_to_transaction(committed, membership.metadata, left_s),
@@ -118,9 +115,7 @@ class LibrdkafkaSink:
 
     def partitions(self, topic: str) -> int:
         """How many partitions the topic has; asked once. Raises BrokerRefused where it is gone, or not for us."""
-        if topic not in self._partitions:
-            self._partitions[topic] = require_topics(self._config, [topic])[topic].partitions
-        return self._partitions[topic]
+        return self._counts.of(topic)
 
     def close(self) -> None:
         """Give up what is open, at once."""
@@ -142,10 +137,10 @@ class LibrdkafkaSink:
         deadline = time.monotonic() + self._config.watchdog_timeout_s
         while self._open.flush(SAY_SO_AFTER_S):
             if time.monotonic() >= deadline:
-                raise TransactionAborted(f"{len(self._open)} outputs not taken by the broker in time")
+                raise self._transaction.untaken(len(self._open))
             log.warning("waiting for %s to take %d outputs", self._config.bootstrap_servers, len(self._open))
         if self._failures:
-            raise self._ours(self._failures[0])
+            raise self._transaction.failed(self._failures[0])
 
     def _within_deadline(self, call: Callable[[float], None], what: str) -> None:
         deadline = time.monotonic() + self._config.watchdog_timeout_s
@@ -159,34 +154,21 @@ class LibrdkafkaSink:
             else:
                 return
             if time.monotonic() >= deadline:
-                raise Fatal(
-                    f"{self._config.bootstrap_servers} did not answer {what} within"
-                    f" {self._config.watchdog_timeout_s:.0f} s: its outcome is unknown, a restart finds it out"
-                )
+                raise self._transaction.unanswered(what)
             log.warning("waiting for %s to answer %s", self._config.bootstrap_servers, what)
 
     def _failed(self, error: KafkaException, what: str) -> ForecasterError:
         told = failures.of(error)
         if self._failures:
             # What the client says of the transaction follows from this.
-            return self._ours(self._failures[0])
+            return self._transaction.failed(self._failures[0])
         if what != COMMIT or told.txn_requires_abort():
-            return self._ours(failures.as_kafka_python(told))
+            return self._transaction.failed(failures.as_kafka_python(told))
         ours = failures.translate(told, self._config, in_transaction=True)
         if isinstance(ours, TransactionAborted):
-            # The end was asked for and the answer was no known one: it may have been done.
-            return Fatal(f"the commit failed in an unknown way, a restart finds its outcome out: {ours}")
+            return self._transaction.ended_somehow(ours)
         # Fenced here is never taken for a timeout: the commit may have been done before a namesake came.
         return ours
-
-    def _ours(self, error: errors.KafkaError) -> ForecasterError:
-        late = time.monotonic() - self._begun_s >= self._config.transaction_timeout_s
-        if late and isinstance(error, errors.ProducerFencedError | errors.InvalidProducerEpochError):
-            # See kafka/sink.py: the broker says this in one way with being fenced by a namesake.
-            return TransactionAborted(
-                f"the broker ended a transaction that was open for more than {self._config.transaction_timeout_s:.0f} s"
-            )
-        return common.translate(error, self._config, in_transaction=True)
 
 
 def client_offsets(offsets: Mapping[TopicPartition, Commit]) -> list[ClientPartition]:

@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaException, Message
 from confluent_kafka import TopicPartition as ClientPartition
 
 from forecaster.errors import BrokerUnavailable
+from forecaster.kafka.holdings import Holdings
 from forecaster.kafka.leaving import leave_group
 from forecaster.kafka.librdkafka import clients, failures
 from forecaster.kafka.librdkafka.failures import translated
@@ -69,10 +70,7 @@ class LibrdkafkaSource:
         self._config = config
         # By the other client: it says in one line what is wrong with an address, a login or a certificate.
         require_topics(config, topics)
-        self._owned: set[TopicPartition] = set()  # told to the worker as assigned
-        self._pending: dict[TopicPartition, None] = {}  # ours, offset not known yet
-        self._live: set[TopicPartition] = set()  # resumed: only their records leave poll()
-        self._revoked: list[TopicPartition] = []
+        self._held = Holdings()
         self._moved: dict[TopicPartition, int] = {}  # to be sought, which the client does not do just now
         self._positions: dict[TopicPartition, int] = {}  # the next offset of each live partition
         self._answered_s = time.monotonic()
@@ -108,30 +106,29 @@ class LibrdkafkaSource:
             if not records:
                 raise
             assigned = []
-        if not records and not assigned and not self._revoked:
+        if not records and not assigned and not self._held.lost_some:
             self._probe()
-        revoked, self._revoked = self._revoked, []
-        return Poll(records, assigned, revoked)
+        return Poll(records, assigned, self._held.take_revoked())
 
     @property
     def joined(self) -> bool:
         """A member of the group, and told of every partition that is ours; it may be none."""
-        return bool(self.membership.member_id) and not self._pending
+        return bool(self.membership.member_id) and not self._held.pending
 
     def pause(self, partitions: Iterable[TopicPartition]) -> None:
         """Deliver nothing of these until they are resumed; partitions that are gone are left alone."""
         for partition in partitions:
-            self._live.discard(partition)
+            self._held.live.discard(partition)
             self._moved.pop(partition, None)
-            if partition in self._owned:
+            if partition in self._held.owned:
                 with translated(self._config):
                     self._client.pause([ClientPartition(*partition)])
 
     def resume(self, partition: TopicPartition, offset: int) -> None:
         """Begin to deliver an assigned partition from `offset`. One that is gone meanwhile is left alone."""
-        if partition not in self._owned:
+        if partition not in self._held.owned:
             return
-        self._live.add(partition)
+        self._held.live.add(partition)
         self._seek(partition, offset)
         with translated(self._config):
             self._client.resume([ClientPartition(*partition)])
@@ -139,13 +136,13 @@ class LibrdkafkaSource:
     def rewind(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Deliver again from these offsets; partitions that are gone are left alone."""
         for partition, offset in offsets.items():
-            if partition in self._live:
+            if partition in self._held.live:
                 self._seek(partition, offset)
 
     def lag(self) -> dict[TopicPartition, int]:
         """Records behind the high watermark, for the live partitions of which a fetch has told it."""
         behind: dict[TopicPartition, int] = {}
-        for partition in self._live:
+        for partition in self._held.live:
             _, end = self._client.get_watermark_offsets(ClientPartition(*partition), cached=True)
             if end >= 0:
                 behind[partition] = max(0, end - self._positions[partition])
@@ -204,12 +201,12 @@ class LibrdkafkaSource:
             while True:
                 left_s = max(0.0, deadline - time.monotonic())
                 # With nothing to read the client sits its time out, also when partitions have come meanwhile.
-                first = self._client.poll(left_s if self._live else min(left_s, SLICE_S))
+                first = self._client.poll(left_s if self._held.live else min(left_s, SLICE_S))
                 if first is not None:
                     # Without waiting: consume() alone would wait for so many, or for all of its time.
                     more = self._config.poll_records_max - 1
                     return [first, *(self._client.consume(more, 0) if more else ())]
-                if self._pending or self._revoked or time.monotonic() >= deadline:
+                if self._held.pending or self._held.lost_some or time.monotonic() >= deadline:
                     return []
 
     def _records(self, messages: list[Message]) -> list[Record]:
@@ -219,7 +216,7 @@ class LibrdkafkaSource:
         records = as_records(messages)
         # By topic and partition, and one look at each: a poll's records come in runs.
         last = {(record.topic, record.partition): record.offset for record in records}
-        here = {partition for partition in self._live if partition not in self._moved}
+        here = {partition for partition in self._held.live if partition not in self._moved}
         if not last.keys() <= here:
             records = [record for record in records if (record.topic, record.partition) in here]
         for at, offset in last.items():
@@ -234,7 +231,7 @@ class LibrdkafkaSource:
         end = failures.end_of_partition(message)
         if end is not None:
             partition, offset = end
-            if partition in self._live and partition not in self._moved:
+            if partition in self._held.live and partition not in self._moved:
                 self._positions[partition] = max(offset, self._positions[partition])
         elif error.code() not in failures.PASSING:
             self._postponed = failures.translate(error, self._config)
@@ -286,7 +283,7 @@ class LibrdkafkaSource:
         for each in partitions:
             # With a position, or the client would look up the committed offset by itself.
             each.offset = 0
-            self._pending[TopicPartition(each.topic, each.partition)] = None
+            self._held.gain(TopicPartition(each.topic, each.partition))
         consumer.incremental_assign(partitions)
         if partitions:
             consumer.pause(partitions)
@@ -295,18 +292,14 @@ class LibrdkafkaSource:
         # The client takes them back by itself when this returns.
         for each in partitions:
             partition = TopicPartition(each.topic, each.partition)
-            self._pending.pop(partition, None)
-            self._live.discard(partition)
+            self._held.lose(partition)
             self._moved.pop(partition, None)
-            if partition in self._owned:
-                self._owned.discard(partition)
-                self._revoked.append(partition)
 
     def _resolve_pending(self, timeout_s: float) -> list[Assigned]:
         """Where the new partitions begin. One whose offset a transaction still holds open waits for the next poll."""
         resolved: list[Assigned] = []
         deadline = time.monotonic() + max(timeout_s, RESOLVE_MIN_S)
-        for partition in list(self._pending):
+        for partition in list(self._held.pending):
             first, _ = self._ends(partition)
             try:
                 (found,) = self._client.committed(
@@ -316,14 +309,11 @@ class LibrdkafkaSource:
                 ours = failures.translate(failures.of(error), self._config)
                 if not isinstance(ours, BrokerUnavailable):
                     raise ours from error
-                # Behind the others, that it does not hold them up too.
-                self._pending[partition] = self._pending.pop(partition)
+                self._held.postpone(partition)
                 break
             committed = (found.offset, found.metadata) if found.offset >= 0 else None
             resolved.append(start_of(partition, committed, first, self._end, self._config))
-        for assigned in resolved:
-            del self._pending[assigned.partition]
-            self._owned.add(assigned.partition)
+        self._held.tell(resolved)
         return resolved
 
     def _ends(self, partition: TopicPartition) -> tuple[int, int]:
@@ -338,8 +328,8 @@ class LibrdkafkaSource:
         """Tell a silent broker from an empty topic."""
         if time.monotonic() - self._answered_s < SILENCE_MAX_S:
             return
-        known = next(iter([*self._owned, *self._pending, *(TopicPartition(topic, 0) for topic in self._topics)]), None)
+        known = self._held.to_ask_about(self._topics)
         if known is None:
-            return  # a pattern that no topic matches yet
+            return
         self._ends(known)
         self._answered_s = time.monotonic()
