@@ -147,12 +147,14 @@ class MetricsObserver:
         for pipeline in pipelines:
             name = pipeline.config.name
             engine = self._engines[name]
-            metrics.set_streams(name, held=len(pipeline), held_max=pipeline.streams_max, size_bytes=engine.table_bytes)
+            metrics.set_streams(
+                name, held=len(pipeline.tiers), held_max=pipeline.tiers.streams_max, size_bytes=engine.table_bytes
+            )
             for reason in Eviction:
-                metrics.count_evictions(reason, pipeline.evicted[reason] - self._evicted[name, reason])
-                self._evicted[name, reason] = pipeline.evicted[reason]
-            metrics.count_split(pipeline.split_streams - self._split[name])
-            self._split[name] = pipeline.split_streams
+                metrics.count_evictions(reason, pipeline.tiers.evicted[reason] - self._evicted[name, reason])
+                self._evicted[name, reason] = pipeline.tiers.evicted[reason]
+            metrics.count_split(pipeline.tiers.split_streams - self._split[name])
+            self._split[name] = pipeline.tiers.split_streams
             self._versions(pipeline.versions, name)
             age_s = max(age_s, pipeline.checkpoint.age_s(time.time()))
         metrics.set_oldest_dirty(time.time() - age_s if age_s else None)

@@ -8,54 +8,40 @@ a batch changed can be undone, for the transaction that carries it can still fai
 from __future__ import annotations
 
 import functools
-import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from forecaster import signals, standing
-from forecaster.checkpoint import Checkpoint
 from forecaster.config import InputConfig, StreamsConfig
-from forecaster.errors import InvalidRecord, ModelMismatch
-from forecaster.graves import Graves
-from forecaster.log import event
+from forecaster.errors import InvalidRecord
 from forecaster.messages import (
     ForecastColumns,
     ForecastEncoder,
     SignalColumns,
     SignalEncoder,
-    StateRow,
     TickDecoder,
     Ticks,
     dead_letter,
-    decode_state,
-    encode_state,
-    grave,
-    is_grave,
     output_headers,
 )
 from forecaster.model.columns import Scores, StepInputs, StepOutputs
 from forecaster.outcome import Outcome
 from forecaster.records import Assigned, Output, Record, TopicPartition
 from forecaster.rekey import Original
-from forecaster.second_tier import SecondTier
-from forecaster.streams import Order, Slots, StreamKey, StreamTable, find_disorder, usual_interval_s
+from forecaster.streams import Order, Slots, StreamKey, find_disorder, usual_interval_s
+from forecaster.tiers import Rows, Tiers
 from forecaster.versions import Versions
 
-log = logging.getLogger(__name__)
 
-
-class Engine(Protocol):
+class Engine(Rows, Protocol):
     """The compiled step over the state table: model/step.py."""
 
     def step(self, inputs: StepInputs) -> StepOutputs: ...
     def undo(self) -> None: ...
-    def read(self, slots: Slots) -> NDArray[np.float32]: ...
-    def write(self, slots: Slots, rows: NDArray[np.float32]) -> None: ...
 
 
 class OutputTopics(NamedTuple):
@@ -86,9 +72,7 @@ class Pipeline:
         """
         self.config = config
         self.engine = engine
-        self._layout_checksum = layout_checksum
         self.versions = versions
-        self._streams = streams
         self._topics = topics
         self._partition_of = partition_of
         self._decoder = TickDecoder(config)
@@ -96,34 +80,20 @@ class Pipeline:
         self._version = ""  # of the batch at hand
         self._forecasts = functools.cache(lambda version: ForecastEncoder(config, f"{config.name}@{version}"))
         self._signals = functools.cache(lambda version: SignalEncoder(config, f"{config.name}@{version}"))
-        self.table = StreamTable(streams.capacity)
-        self.checkpoint = Checkpoint(streams.flush_interval_s)
-        self._resting = SecondTier()
+        self.tiers = Tiers(config.name, streams, engine, layout_checksum, topics.state)
+        self.table, self.checkpoint = self.tiers.table, self.tiers.checkpoint
         # Records before these offsets were answered before a restart: they are stepped in silence.
         self._answered: dict[TopicPartition, int] = {}
         self._poll = 0
         self._touched: tuple[Slots, NDArray[np.void], list[int]] | None = None
         self._stepped = False  # did this batch step the engine? One of refused records only does not.
-        self._moved = False  # did this batch evict, thaw or drop a stream?
-        self._graves = Graves()
         self._positions: dict[TopicPartition, int] = {}  # the next record of each partition
         self._positions_before: dict[TopicPartition, int] | None = None
-        self.evicted: Counter[str] = Counter()
-        self.split_streams = 0
-
-    def __len__(self) -> int:
-        """Streams, those in the second tier too."""
-        return len(self.table) + len(self._resting)
-
-    @property
-    def streams_max(self) -> int:
-        """How many it keeps at most, in both tiers."""
-        return max(self._streams.streams_max, self.table.capacity)
 
     def reconfigure(self, config: InputConfig, streams: StreamsConfig) -> None:
         """Go on with other live keys (sections.py). Between two batches."""
-        self.config, self._streams = config, streams
-        self.checkpoint.flush_interval_s = streams.flush_interval_s
+        self.config = config
+        self.tiers.reconfigure(streams)
 
     # ------------------------------------------------------------------ a batch
 
@@ -165,23 +135,11 @@ class Pipeline:
 
     def state_outputs(self, now_s: float, *, everything: bool = False) -> list[Output]:
         """The rows that are due, to be written in the same transaction as the batch; tombstones of the dropped."""
-        keys = self.checkpoint.take_due(now_s, self._hurried(), everything=everything)
-        outputs = self._grave_outputs()
-        self._moved |= bool(outputs)
-        slots = [self.table.find(key.partition, [key.stream])[0] for key in keys]
-        warm = [(key, slot) for key, slot in zip(keys, slots, strict=True) if slot >= 0]
-        for (key, _), state in zip(warm, self._states([slot for _, slot in warm]), strict=True):
-            outputs.append(self._state_output(key, encode_state(state)))
-        for key, slot in zip(keys, slots, strict=True):
-            if slot < 0 and (resting := self._resting.get(key)) is not None:
-                outputs.append(self._state_output(key, encode_state(resting)))
-        return outputs
+        return self.tiers.outputs(self._positions, now_s, self._hurried(), everything=everything)
 
     def flush_is_due(self, now_s: float) -> bool:
         """Has a row waited for as long as the config allows, or new weights for it; or a tombstone to be written?"""
-        if self._graves.untold or any(map(self.checkpoint.waits, self._hurried())):
-            return True
-        return len(self.checkpoint) > 0 and self.checkpoint.age_s(now_s) >= self._streams.flush_interval_s
+        return self.tiers.is_due(now_s, self._hurried())
 
     def _hurried(self) -> list[TopicPartition]:
         """The partitions whose states are to be written at once, for there are new weights; not during a replay."""
@@ -191,13 +149,13 @@ class Pipeline:
     def settle(self) -> None:
         """The batch is committed."""
         self._touched = None
-        self._moved = self._stepped = False
+        self.tiers.moved = self._stepped = False
         self._positions_before = None
         self.checkpoint.settle()
 
     def undo(self) -> bool:
         """The batch is aborted: every stream as it was before. False where only a restore can do that."""
-        undone = not self._moved
+        undone = not self.tiers.moved
         if self._positions_before is not None:
             self._positions = self._positions_before
         if undone and self._touched is not None:
@@ -224,7 +182,7 @@ class Pipeline:
                 missing.setdefault(StreamKey(partition, ticks.streams[i]), []).append(int(i))
         # What this poll touches is not up for eviction.
         self.table.columns["used_poll"][slots[slots >= 0]] = self._poll
-        admitted = self._admit(list(missing))
+        admitted = self.tiers.admit(list(missing), self._poll)
         for slot, places in zip(admitted, missing.values(), strict=True):
             slots[places] = slot
         touched = np.unique(slots)
@@ -233,85 +191,10 @@ class Pipeline:
         self.table.columns["used_s"][touched] = now_s
         return slots
 
-    def _admit(self, keys: list[StreamKey]) -> list[int]:
-        """Slots for streams that have none: from the second tier where they are known, else from the start."""
-        # Out of the second tier before anything is pushed into it: what is about to be used is not its oldest.
-        known = {key: state for key in keys if (state := self._resting.take(key)) is not None}
-        crowd = len(keys) - self.table.free
-        if crowd > 0:
-            self._evict(self.table.least_recently_used(crowd, self._poll))
-        slots = []
-        for key in keys:
-            slot = self.table.admit(key, orjson.dumps(key.stream))
-            self.table.columns["used_poll"][slot] = self._poll
-            if self.table.is_split(key.stream):
-                self._note_split(key)
-            slots.append(slot)
-        if known:
-            self._moved = True
-            self._thaw([(slot, known[key]) for slot, key in zip(slots, keys, strict=True) if key in known])
-        return slots
-
-    def _note_split(self, key: StreamKey) -> None:
-        self.split_streams += 1
-        event(
-            log,
-            "a stream in several partitions has its history split: key by stream, or set repartition = true",
-            level=logging.WARNING,
-            repeat_as=f"split {self.config.name}",
-            input=self.config.name,
-            stream=key.stream,
-            partition=key.partition,
-        )
-
-    def _evict(self, slots: list[int]) -> None:
-        """Move streams from the device to host memory; beyond `streams_max` drop the longest idle ones."""
-        self._moved = True
-        for slot, state in zip(slots, self._states(slots), strict=True):
-            used_s = float(self.table.columns["used_s"][slot])
-            self._resting.put(self.table.remove(slot), state, used_s)
-        self.evicted["capacity"] += len(slots)
-        self._shrink()
-
-    def _shrink(self) -> None:
-        """Drop what the second tier has no room for, the longest idle first."""
-        for key, state in self._resting.shrink(self.streams_max - self.table.capacity):
-            self._dropped(key, state.offset, "streams_max")
-
-    def drop_idle(self, now_s: float) -> None:
-        """Forget streams that nobody has written to for `idle_ttl_s`. Between batches."""
-        if not self._streams.idle_ttl_s:
-            return
-        since_s = now_s - self._streams.idle_ttl_s
-        for slot in self.table.idle_since(since_s):
-            offset = int(self.table.columns["offset"][slot])
-            self._dropped(self.table.remove(slot), offset, "idle")
-        for key, state in self._resting.drop_idle(since_s):
-            self._dropped(key, state.offset, "idle")
-
-    def _dropped(self, key: StreamKey, offset: int, reason: str) -> None:
-        self.evicted[reason] += 1
-        self.checkpoint.forget(key)
-        self._graves.dig(key, offset)
-
-    def _grave_outputs(self) -> list[Output]:
-        """What this transaction says of dropped streams, before the rows: one may have come back."""
-        checkpoint, positions = self.checkpoint, self._positions
-        replay_offsets = {partition: checkpoint.replay_offset(partition, at) for partition, at in positions.items()}
-        told = self._graves.settle(replay_offsets, self._alive)
-        checksum = self._layout_checksum
-        return [
-            self._state_output(key, None if offset is None else encode_state(grave(checksum, offset)))
-            for key, offset in told
-        ]
-
-    def _alive(self, key: StreamKey) -> bool:
-        return key in self._resting or self.table.find(key.partition, [key.stream])[0] >= 0
-
     def _without_buried(self, ticks: Ticks, records: Sequence[Record]) -> Ticks:
         """In a replay, leave out the records of streams that were dropped after them."""
         held = [
-            self._graves.holds(StreamKey(TopicPartition(record.topic, record.partition), stream), record.offset)
+            self.tiers.buried(StreamKey(TopicPartition(record.topic, record.partition), stream), record.offset)
             for record, stream in zip((records[i] for i in ticks.positions), ticks.streams, strict=True)
         ]
         if not any(held):
@@ -482,38 +365,6 @@ class Pipeline:
 
     # ------------------------------------------------------------------ state
 
-    def _states(self, slots: list[int]) -> list[StateRow]:
-        if not slots:
-            return []
-        rows = self.engine.read(np.array(slots, np.int32))
-        states = []
-        for slot, row in zip(slots, rows, strict=True):
-            c = self.table.columns[slot]
-            states.append(
-                StateRow(
-                    layout=self._layout_checksum,
-                    offset=int(c["offset"]),
-                    newest_s=float(c["newest_s"]),
-                    first_s=float(c["first_s"]),
-                    sequence=int(c["sequence"]),
-                    count=int(c["count"]),
-                    direction=int(c["direction"]),
-                    row=row,
-                )
-            )
-        return states
-
-    def _thaw(self, known: list[tuple[int, StateRow]]) -> None:
-        """Put states back into slots: on the device and in the table."""
-        self.engine.write(np.array([slot for slot, _ in known], np.int32), np.stack([state.row for _, state in known]))
-        for slot, state in known:
-            for name in ("offset", "newest_s", "first_s", "sequence", "count", "direction"):
-                self.table.columns[name][slot] = getattr(state, name)
-
-    def _state_output(self, key: StreamKey, value: bytes | None) -> Output:
-        topic, partition = key.partition
-        return Output(self._topics.state(topic), partition, key.stream.encode(), value, [])
-
     def assign(self, assigned: Assigned) -> None:
         """A partition is ours: its records before `offset` have been answered.
 
@@ -531,72 +382,16 @@ class Pipeline:
     def restore(self, partition: TopicPartition, records: Sequence[Record], now_s: float) -> int:
         """Take in written rows of a partition, in the state topic's order; how many did not fit.
 
-        Nobody wrote down when a stream was last used: `idle_ttl` counts from now.
-
         Raises:
             ModelMismatch: a row of another network, and the config says to refuse.
         """
-        states: OrderedDict[StreamKey, StateRow | None] = OrderedDict()
-        misfits = 0
-        for record in records:
-            key = StreamKey(partition, (record.key or b"").decode())
-            state = self._readable(key, record.value)
-            misfits += state is None and record.value is not None
-            states[key] = state
-        for key in states:  # an earlier row of the same stream gives way
-            self._resting.take(key)
-            for slot in self.table.find(partition, [key.stream]):
-                if slot >= 0:
-                    self.table.remove(slot)
-        alive = []
-        for key, state in states.items():
-            self._graves.forget(key)
-            if state is not None and is_grave(state):
-                self._graves.keep(key, state.offset)
-            elif state is not None:
-                alive.append((key, state))
-        warm = alive[: self.table.free]
-        if warm:
-            admitted = [(self.table.admit(key, orjson.dumps(key.stream)), state) for key, state in warm]
-            self._thaw(admitted)
-            self.table.columns["used_s"][[slot for slot, _ in admitted]] = now_s
-        for key, state in alive[len(warm) :]:
-            self._resting.put(key, state, now_s)
-        self._shrink()
-        return misfits
-
-    def _readable(self, key: StreamKey, value: bytes | None) -> StateRow | None:
-        if value is None:
-            return None
-        try:
-            state = decode_state(value)
-            if state.layout != self._layout_checksum:
-                msg = f"made for another network (layout {state.layout:08x}, ours {self._layout_checksum:08x})"
-                raise ValueError(msg)
-        except ValueError as error:
-            if self._streams.state_mismatch == "refuse":
-                msg = (
-                    f"state of {key.stream} in {self._topics.state(key.partition.topic)}: {error}; "
-                    'begin it anew with [streams] state_mismatch = "cold"'
-                )
-                raise ModelMismatch(msg) from None
-            self.evicted["mismatch"] += 1
-            return None
-        if state.offset >= self._answered.get(key.partition, state.offset + 1):
-            # Ahead of what is answered: somebody set the group's offsets back. What follows is to be forecast anew.
-            self.evicted["offsets_reset"] += 1
-            return None
-        return state
+        return self.tiers.restore(partition, records, self._answered.get(partition), now_s)
 
     def drop(self, partition: TopicPartition) -> None:
         """The partition is another instance's now, and its streams with it."""
-        for slot in list(self.table.slots_of(partition).values()):
-            self.table.remove(slot)
-        self._resting.drop(partition)
-        self._graves.drop(partition)
+        self.tiers.drop(partition)
         self.versions.drop(partition)
         self._positions.pop(partition, None)
-        self.checkpoint.drop(partition)
         self._answered.pop(partition, None)
 
 

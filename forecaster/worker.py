@@ -357,7 +357,7 @@ class Worker:
         if now_s - self._swept_s >= IDLE_SWEEP_S:
             self._swept_s = now_s
             for pipeline in self._pipelines:
-                pipeline.drop_idle(now_s)
+                pipeline.tiers.drop_idle(now_s)
 
     # ------------------------------------------------------------------ partitions
 

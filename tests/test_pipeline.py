@@ -163,7 +163,7 @@ def test_empty_batch_is_no_output() -> None:
     pipeline = make_pipeline(make_config())
     assert step(pipeline, []).outputs == []
     assert step(pipeline, records(b"{")).forecast is None
-    assert len(pipeline) == 0
+    assert len(pipeline.tiers) == 0
 
 
 # ---------------------------------------------------------------------- late, twice
@@ -243,10 +243,10 @@ def test_one_stream_in_two_partitions_is_counted() -> None:
     """An id that comes in two partitions has two states, each with a part of its past: that is counted."""
     pipeline = make_pipeline(make_config())
     step(pipeline, records(tick("A", 0, 1), tick("B", 0, 1)))
-    assert pipeline.split_streams == 0
+    assert pipeline.tiers.split_streams == 0
     outcome = step(pipeline, records(tick("A", 1, 1), partition=1))
-    assert pipeline.split_streams == 1
-    assert len(pipeline) == 3
+    assert pipeline.tiers.split_streams == 1
+    assert len(pipeline.tiers) == 3
     assert json.loads(outcome.outputs[0].value or b"")["sequence"] == 1
 
 
@@ -329,8 +329,8 @@ def test_streams_beyond_the_table_lose_nothing() -> None:
     ticks = walk("ABCDEF", 150)
     small = make_pipeline(make_config(streams={"capacity": 3}))
     crowded = step_all(small, ticks, 3)
-    assert small.evicted["capacity"] > 20
-    assert len(small) == 6
+    assert small.tiers.evicted["capacity"] > 20
+    assert len(small.tiers) == 6
     assert_same(step_all(make_pipeline(make_config()), ticks, 3), crowded)
 
 
@@ -341,7 +341,7 @@ def test_the_longest_untouched_stream_is_evicted() -> None:
         step(pipeline, records(tick(symbol, offset, 1), start=offset))
     step(pipeline, records(tick("D", 0, 1), tick("C", 9, 1), start=9))
     assert {key.stream for key in pipeline.table.keys if key} == {"A", "C", "D"}
-    assert StreamKey(P0, "B") in pipeline._resting
+    assert StreamKey(P0, "B") in pipeline.tiers._resting
 
 
 def test_streams_beyond_both_tiers_are_dropped_with_a_tombstone() -> None:
@@ -349,8 +349,8 @@ def test_streams_beyond_both_tiers_are_dropped_with_a_tombstone() -> None:
     pipeline = make_pipeline(make_config(streams={"capacity": 2, "streams_max": 3}))
     for offset, symbol in enumerate("ABCD"):
         step(pipeline, records(tick(symbol, 0, 1), start=offset))
-    assert len(pipeline) == 3
-    assert pipeline.evicted == {"capacity": 2, "streams_max": 1}
+    assert len(pipeline.tiers) == 3
+    assert pipeline.tiers.evicted == {"capacity": 2, "streams_max": 1}
     tombstone, *rows = pipeline.state_outputs(NOW_S, everything=True)
     assert (tombstone.key, tombstone.value, tombstone.topic) == (b"A", None, "ticks.state")
     assert {row.key for row in rows} == {b"B", b"C", b"D"}
@@ -364,7 +364,7 @@ def test_a_stream_that_is_about_to_be_used_is_not_dropped() -> None:
         step(pipeline, records(tick(symbol, 0, 1), start=offset))
     outcome = step(pipeline, records(tick("A", 1, 1), start=3))
     assert json.loads(outcome.outputs[0].value or b"")["sequence"] == 2
-    assert pipeline.evicted["streams_max"] == 0
+    assert pipeline.tiers.evicted["streams_max"] == 0
 
 
 def test_idle_streams_are_dropped_with_a_tombstone() -> None:
@@ -373,8 +373,8 @@ def test_idle_streams_are_dropped_with_a_tombstone() -> None:
     step(pipeline, records(tick("A", 0, 1), tick("B", 0, 1)))
     pipeline.state_outputs(NOW_S, everything=True)
     step(pipeline, records(tick("B", 1, 1), start=2), NOW_S + 60)
-    pipeline.drop_idle(NOW_S + 101)
-    assert pipeline.evicted["idle"] == 1
+    pipeline.tiers.drop_idle(NOW_S + 101)
+    assert pipeline.tiers.evicted["idle"] == 1
     assert pipeline.flush_is_due(NOW_S + 101)
     assert [output.key for output in pipeline.state_outputs(NOW_S + 101) if output.value is None] == [b"A"]
     outcome = step(pipeline, records(tick("A", 2, 1), start=3), NOW_S + 102)
@@ -387,10 +387,10 @@ def test_idle_streams_of_the_second_tier_are_dropped_too() -> None:
     step(pipeline, records(*(tick(f"early-{stream}", 0, 1) for stream in range(16))))
     pipeline.state_outputs(NOW_S, everything=True)
     step(pipeline, records(*(tick(f"later-{stream}", 0, 1) for stream in range(4)), start=16), NOW_S + 60)
-    assert pipeline.evicted["capacity"] == 4
-    pipeline.drop_idle(NOW_S + 101)
-    assert pipeline.evicted["idle"] == 16
-    assert len(pipeline) == 4
+    assert pipeline.tiers.evicted["capacity"] == 4
+    pipeline.tiers.drop_idle(NOW_S + 101)
+    assert pipeline.tiers.evicted["idle"] == 16
+    assert len(pipeline.tiers) == 4
     tombs = [output.key for output in pipeline.state_outputs(NOW_S + 101) if output.value is None]
     assert len(tombs) == 16
 
@@ -399,8 +399,8 @@ def test_idle_ttl_of_zero_keeps_streams_for_ever() -> None:
     """0 switches it off."""
     pipeline = make_pipeline(make_config(streams={"idle_ttl_s": 0}))
     step(pipeline, records(tick("A", 0, 1)))
-    pipeline.drop_idle(NOW_S + 1e9)
-    assert len(pipeline) == 1
+    pipeline.tiers.drop_idle(NOW_S + 1e9)
+    assert len(pipeline.tiers) == 1
 
 
 # ---------------------------------------------------------------------- state rows
@@ -423,7 +423,7 @@ def test_restored_streams_go_on_as_if_nothing_had_been(capacity: int) -> None:
     pipeline = make_pipeline(make_config(streams={"capacity": capacity}))
     pipeline.assign(Assigned(P0, 50, 0))
     assert pipeline.restore(P0, rows, NOW_S) == 0
-    assert len(pipeline) == 4
+    assert len(pipeline.tiers) == 4
     outputs = [
         output
         for start in range(50, 80, 2)
@@ -473,7 +473,7 @@ def test_later_row_of_a_stream_replaces_the_earlier_one() -> None:
         pipeline.assign(Assigned(P0, 3, 0))
         for piece in pieces:
             assert pipeline.restore(P0, piece, NOW_S) == 0
-        assert len(pipeline) == 1
+        assert len(pipeline.tiers) == 1
         assert pipeline.table.columns["count"][pipeline.table.find(P0, ["A"])[0]] == 2
 
 
@@ -484,7 +484,7 @@ def test_rows_ahead_of_the_offsets_begin_anew() -> None:
     pipeline = make_pipeline(make_config())
     pipeline.assign(Assigned(P0, 1, 0))
     assert pipeline.restore(P0, rows_of(old), NOW_S) == 1
-    assert len(pipeline) == 0
+    assert len(pipeline.tiers) == 0
 
 
 def test_rows_of_another_network_begin_anew() -> None:
@@ -494,7 +494,7 @@ def test_rows_of_another_network_begin_anew() -> None:
     pipeline = make_pipeline(make_config(), layout=2)
     pipeline.assign(Assigned(P0, 1, 0))
     assert pipeline.restore(P0, [*rows_of(old), MemoryRecord("ticks.state", 0, 1, 0, b"B", b"x")], NOW_S) == 2
-    assert len(pipeline) == 0
+    assert len(pipeline.tiers) == 0
 
 
 def test_rows_of_another_network_are_refused_where_the_config_says_so() -> None:
@@ -514,10 +514,10 @@ def test_restored_streams_are_not_idle_at_once() -> None:
     pipeline = make_pipeline(make_config(streams={"idle_ttl_s": 100}))
     pipeline.assign(Assigned(P0, 1, 0))
     pipeline.restore(P0, rows_of(old), NOW_S)
-    pipeline.drop_idle(NOW_S + 99)
-    assert len(pipeline) == 1
-    pipeline.drop_idle(NOW_S + 101)
-    assert len(pipeline) == 0
+    pipeline.tiers.drop_idle(NOW_S + 99)
+    assert len(pipeline.tiers) == 1
+    pipeline.tiers.drop_idle(NOW_S + 101)
+    assert len(pipeline.tiers) == 0
 
 
 def test_a_row_holds_the_offset_that_it_includes() -> None:
@@ -544,5 +544,5 @@ def test_a_dropped_partition_takes_its_streams_along() -> None:
     step(pipeline, records(tick("A", 0, 1), tick("B", 0, 1)))
     step(pipeline, records(tick("C", 0, 1), partition=1))
     pipeline.drop(P0)
-    assert len(pipeline) == 1
+    assert len(pipeline.tiers) == 1
     assert {row.key for row in rows_of(pipeline)} == {b"C"}

@@ -357,7 +357,7 @@ def test_idle_streams_are_swept_between_batches() -> None:
     assert [record.value is None for record in log.all("ticks.state")] == [False]
     daemon.clock.now_s += 161
     daemon.settle()
-    assert len(daemon.pipeline) == 0
+    assert len(daemon.pipeline.tiers) == 0
     assert [record.value is None for record in log.all("ticks.state")] == [True]
     assert log.offsets[P0] == Commit(1, 1, "v1")
 
