@@ -28,6 +28,9 @@ OFFSET_RATE = 0.02
 # Of the median, as a part of that.
 INNER_RATE = 0.1
 OFFSET_MAX = 1.5
+# In usual errors: a target so near to a quantile counts as partly below it. Were it all or nothing, the last bit of a
+# number would decide, and the same records stepped in other batches would lead to another offset.
+EDGE = 0.02
 # Records over which the usual error is measured, and how much of it one error counts for at most.
 USUAL_MEMORY, MISS_MAX = 100.0, 8.0
 # Errors seen until the stream's own spread counts as much as the head's.
@@ -73,7 +76,8 @@ def learn_quantiles(
     miss = tf.minimum(miss, tf.where(usual > 0.0, MISS_MAX * usual, miss))
     number = tf.cast(count[:, None] - tf.constant(spec.horizons, tf.int32) + 1, miss.dtype)[:, None, :]
     moved = usual + (miss - usual) / tf.clip_by_value(number, 1.0, USUAL_MEMORY)
-    below = tf.cast(change[..., None] < issued, change.dtype)
+    edge = tf.maximum(EDGE * usual, TINY)[..., None]
+    below = tf.clip_by_value(0.5 + (issued - change[..., None]) / edge, 0.0, 1.0)
     levels = tf.constant(spec.quantiles, change.dtype)
     offsets = state["calibration/offsets"] + rates(spec) * (levels - below)
     offsets = tf.clip_by_value(offsets, -OFFSET_MAX, OFFSET_MAX)

@@ -10,8 +10,10 @@ import pytest
 from networks import columns, make_inputs, make_model, make_spec, take
 from numpy.typing import NDArray
 
+from forecaster.model import calibration
 from forecaster.model.columns import StepOutputs
 from forecaster.model.registry import Model
+from forecaster.model.runtime import tf
 from forecaster.model.spec import NetworkSpec
 from forecaster.model.step import StepEngine
 
@@ -214,6 +216,22 @@ def test_expert_weights_are_the_hedges(engine: StepEngine) -> None:
     learned = engine.expert_weights(np.arange(8, dtype=np.int32))
     np.testing.assert_allclose(sum(learned.values()), 1.0, rtol=1e-5)
     assert (learned["last value"] < 0.1).all()
+
+
+def test_a_hair_beside_a_quantile_moves_its_offset_by_a_hair(spec: NetworkSpec) -> None:
+    """A target that the last bit puts on one side of a quantile, or on the other, teaches the same."""
+    shape = (1, len(spec.targets), len(spec.horizons))
+    state = {
+        "calibration/usual": tf.ones(shape),
+        "calibration/offsets": tf.zeros((*shape, len(spec.quantiles))),
+    }
+    issued = tf.broadcast_to(tf.constant(spec.quantiles), (*shape, len(spec.quantiles)))
+    middle, settled, count = tf.zeros(shape), tf.ones(shape, tf.bool), tf.constant([1_000])
+    above, below = (
+        calibration.learn_quantiles(spec, state, settled, issued[..., 0] + hair, issued, middle, count)
+        for hair in (1e-6, -1e-6)
+    )
+    np.testing.assert_allclose(above["calibration/offsets"], below["calibration/offsets"], atol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["hedge", "calibration", "readout"])
