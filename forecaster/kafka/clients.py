@@ -41,7 +41,7 @@ def partition_for_key(key: bytes, count: int) -> int:
 
 def group_consumer(config: KafkaConfig) -> Any:
     """The consumer that joins the group."""
-    return _consumer(
+    made = _consumer(
         config,
         group_id=config.group_id,
         # A static member: a restart within session_timeout_s takes its partitions up again with no rebalance,
@@ -60,6 +60,28 @@ def group_consumer(config: KafkaConfig) -> Any:
         # up at an offset that a transaction still open is about to move.
         isolation_level="read_committed",
     )
+    _own_up_to_losses(made)
+    return made
+
+
+def _own_up_to_losses(made: Any) -> None:
+    """Have a member that falls out of its group in the middle of a join give up what it had.
+
+    Trap: a join begins with asking whether the membership was lost meanwhile, and a join
+    that the broker refuses because of just that goes on without asking again. The
+    partitions then stay the client's, at its own old position, and are no news to it when
+    the group gives them back, although others may have gone on in them: a batch of
+    theirs was answered twice (a process paused past its session in a storm). So a lost
+    membership ends the join that has begun. Not public, and nothing public does it.
+    """
+    coordinator = made._coordinator  # noqa: SLF001
+    reset = coordinator.reset_generation
+
+    def reset_generation(*arguments: Any, **named: Any) -> None:
+        reset(*arguments, **named)
+        coordinator.rejoining = False
+
+    coordinator.reset_generation = reset_generation
 
 
 def plain_consumer(config: KafkaConfig, *, committed: bool) -> Any:

@@ -79,7 +79,7 @@ def poll_until(source: GroupSource, enough: Callable[[list[Poll]], bool], timeou
     polls: list[Poll] = []
     deadline = time.monotonic() + timeout_s
     while not enough(polls):
-        assert time.monotonic() < deadline, polls
+        assert time.monotonic() < deadline, [poll for poll in polls if any(poll)]
         polls.append(source.poll(0.2))
         for assigned in polls[-1].assigned:
             source.resume(assigned.partition, assigned.offset)

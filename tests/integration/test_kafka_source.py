@@ -13,7 +13,11 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 from conftest import Broker, NewTopics
+from kafka import KafkaAdminClient
+from kafka.admin import MemberToRemove
 from kafka.errors import KafkaTimeoutError
+from kafka.structs import OffsetAndMetadata
+from kafka.structs import TopicPartition as ClientPartition
 from kafka_witness import poll_records, poll_until, produce, settings
 
 from forecaster.errors import BrokerUnavailable
@@ -273,6 +277,26 @@ def test_join_for_changed_metadata_is_not_forgotten(kafka: Broker, open_one: Ope
     assert not coordinator.need_rejoin()  # forgotten
     polls = poll_until(source, lambda polls: len(gained(polls)) == 1)
     assert gained(polls) == [TopicPartition(topic, 1)]
+
+
+@kafka_python_only
+def test_a_member_that_fell_out_while_it_joined_has_lost_what_it_had(
+    kafka: Broker, open_one: Open, new_topic: NewTopics, group: str
+) -> None:
+    """Trap: refused in a join that has begun, the client keeps its partitions, where others have gone on in them."""
+    topic = new_topic()
+    produce(kafka.bootstrap_servers, topic, "abcdef")
+    source = open_one(topic)
+    poll_records(source, 6)
+    # The others have made it join anew, but before it does it is put out of the group, and they go on in its place.
+    source._consumer._coordinator.request_rejoin()
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    admin.remove_group_members(group, [MemberToRemove(group_instance_id="one")])
+    admin.alter_group_offsets(group, {ClientPartition(topic, 0): OffsetAndMetadata(4, "", -1)})
+    admin.close()
+    polls = poll_until(source, lambda polls: bool(gained(polls)))
+    assert lost(polls) == gained(polls) == [TopicPartition(topic, 0)]
+    assert [assigned.offset for poll in polls for assigned in poll.assigned] == [4]
 
 
 def test_close_hands_the_partitions_on_at_once(kafka: Broker, open_one: Open, new_topic: NewTopics) -> None:
