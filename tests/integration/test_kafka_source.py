@@ -109,6 +109,7 @@ def test_poll_has_what_came_until_it_was_asked(kafka: Broker, open_one: Open, ne
         produce(kafka.bootstrap_servers, topic, "b")
         time.sleep(0.5)  # the fetch that the last poll left in flight is answered with b alone
         produce(kafka.bootstrap_servers, topic, "c")
+        time.sleep(0.2)  # librdkafka fetches on a thread of its own
         values = [record.value for record in poll_records(source, 1)]
         together.append(values)
         poll_records(source, 2 - len(values))
