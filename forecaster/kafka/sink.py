@@ -187,7 +187,7 @@ class KafkaSink:
 
         thread = threading.Thread(target=run, name="kafka-commit", daemon=True)
         thread.start()
-        deadline = time.monotonic() + self._config.watchdog_timeout_s
+        deadline = time.monotonic() + self._transaction.patience_s(what)
         while thread.is_alive():
             thread.join(min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
             if not thread.is_alive():

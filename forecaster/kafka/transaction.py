@@ -53,12 +53,17 @@ class Transaction:
         """Without a membership the broker could not tell us from a zombie, and would take the offsets."""
         return TransactionAborted("the group no longer counts this daemon as a member")
 
-    def unanswered(self, what: str) -> Fatal:
-        """A call did not come back within the watchdog's time."""
-        return Fatal(
-            f"{self._config.bootstrap_servers} did not answer {what} within"
-            f" {self._config.watchdog_timeout_s:.0f} s: its outcome is unknown, a restart finds it out"
-        )
+    def patience_s(self, what: str) -> float:
+        """How long to wait for an answer. The broker gives a transaction up that is open for too long: no longer."""
+        watchdog_s = self._config.watchdog_timeout_s
+        return watchdog_s if what == COMMIT else min(watchdog_s, self._config.transaction_timeout_s)
+
+    def unanswered(self, what: str) -> Fatal | TransactionAborted:
+        """A call did not come back within that time. Only of the commit does it matter what became of it."""
+        told = f"{self._config.bootstrap_servers} did not answer {what} within {self.patience_s(what):.0f} s"
+        if what == COMMIT:
+            return Fatal(f"{told}: its outcome is unknown, a restart finds it out")
+        return TransactionAborted(told)
 
     def ended_somehow(self, error: ForecasterError) -> Fatal:
         """The end was asked for and the answer was no known one: it may have been done."""

@@ -143,7 +143,7 @@ class LibrdkafkaSink:
             raise self._transaction.failed(self._failures[0])
 
     def _within_deadline(self, call: Callable[[float], None], what: str) -> None:
-        deadline = time.monotonic() + self._config.watchdog_timeout_s
+        deadline = time.monotonic() + self._transaction.patience_s(what)
         while True:
             try:
                 call(min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
