@@ -22,17 +22,19 @@ from forecaster.model.normalise import SIGMA_OF_DEVIATION, TINY
 from forecaster.model.runtime import Fields, Tensor, tf
 from forecaster.model.spec import NetworkSpec
 
-# Of the outermost quantile, one record ahead, in usual errors; divided by the fourth root of the horizon, since
-# successive errors share most of their changes.
-OFFSET_RATE = 0.02
-# Of the median, as a part of that.
-INNER_RATE = 0.1
+# Of the outermost quantile, one record ahead, in usual errors; a part of it further ahead, since successive errors
+# share most of their changes.
+OFFSET_RATE, OFFSET_POWER = 0.02, 0.15
+# Of the median, as a part of that; and how soon the rate falls from the outermost quantile to it.
+INNER_RATE, OUTER_POWER = 0.05, 4
 OFFSET_MAX = 1.5
 # In usual errors: a target so near to a quantile counts as partly below it. Were it all or nothing, the last bit of a
 # number would decide, and the same records stepped in other batches would lead to another offset.
 EDGE = 0.02
-# Records over which the usual error is measured, and how much of it one error counts for at most.
-USUAL_MEMORY, MISS_MAX = 100.0, 8.0
+# Records over which the usual error is measured, one ahead; more further ahead, for the same reason.
+USUAL_MEMORY, USUAL_POWER = 50.0, 0.2
+# How much of the usual error one error counts for at most.
+MISS_MAX = 8.0
 # Errors seen until the stream's own spread counts as much as the head's.
 TRUSTED_AFTER = 20.0
 
@@ -47,9 +49,9 @@ CHANCE_MIN = 0.005
 def rates(spec: NetworkSpec) -> NDArray[np.float32]:
     """[H, Q]: how far an offset moves."""
     levels = np.array(spec.quantiles)
-    outer = (2 * np.abs(levels - 0.5) / max(1e-9, 2 * np.abs(levels - 0.5).max())) ** 2
+    outer = (2 * np.abs(levels - 0.5) / max(1e-9, 2 * np.abs(levels - 0.5).max())) ** OUTER_POWER
     each = INNER_RATE + (1.0 - INNER_RATE) * outer
-    steps = np.array(spec.horizons, float)[:, None] ** 0.25
+    steps = np.array(spec.horizons, float)[:, None] ** OFFSET_POWER
     found: NDArray[np.float32] = (OFFSET_RATE * each / steps).astype(np.float32)
     return found
 
@@ -75,7 +77,8 @@ def learn_quantiles(
     miss = tf.abs(change - middle)
     miss = tf.minimum(miss, tf.where(usual > 0.0, MISS_MAX * usual, miss))
     number = tf.cast(count[:, None] - tf.constant(spec.horizons, tf.int32) + 1, miss.dtype)[:, None, :]
-    moved = usual + (miss - usual) / tf.clip_by_value(number, 1.0, USUAL_MEMORY)
+    memory = (USUAL_MEMORY * np.array(spec.horizons, float) ** USUAL_POWER).astype(np.float32)
+    moved = usual + (miss - usual) / tf.clip_by_value(number, 1.0, memory)
     edge = tf.maximum(EDGE * usual, TINY)[..., None]
     below = tf.clip_by_value(0.5 + (issued - change[..., None]) / edge, 0.0, 1.0)
     levels = tf.constant(spec.quantiles, change.dtype)
