@@ -1,20 +1,20 @@
 """Every wire format: a record's JSON in; forecasts, signals, dead letters and state rows out.
 
 Decoding is total: any bytes at all become a tick, or an InvalidRecord with its
-reason. It runs once a record, so the common case is one C call (msgspec, into a
-struct made from the config) and only a refusal is looked at closely. Encoding runs
-once a batch: every number of the batch goes through one call that writes each
-float32 in the fewest digits that read back the same (orjson), and a record is one
-`bytes % tuple`.
+reason. Both ways a batch goes a column at a time, by calls that loop in C: msgspec
+into structs made from the config; orjson, which writes each float32 in the fewest
+digits that read back the same; `bytes % tuple`. Only a batch with a record that is
+refused is looked at record by record.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import operator
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -36,8 +36,12 @@ TIME_MIN_S = dt.datetime(1800, 1, 1, tzinfo=dt.UTC).timestamp()
 TIME_MAX_S = dt.datetime(2300, 1, 1, tzinfo=dt.UTC).timestamp()
 # Far ahead of a slow stream the calendar ends; a time of more digits is none that ISO 8601 readers take.
 _YEAR_9999_S = dt.datetime(9999, 12, 31, tzinfo=dt.UTC).timestamp()
+_DAY_MS = 86_400_000
+_DIGITS = np.array([b"%03d" % number for number in range(1_000)]).view(np.uint8).reshape(-1, 3)
 UNITS_PER_S = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 OTHER = "other"
+_place = operator.attrgetter("topic", "partition")
+_timestamp = operator.attrgetter("timestamp")
 
 
 class Ticks(NamedTuple):
@@ -61,6 +65,26 @@ class Ticks(NamedTuple):
     sequence: NDArray[np.int64] | None
     refused: list[tuple[int, InvalidRecord]]
 
+    def where(self, keep: NDArray[np.bool_]) -> Self:
+        """Only the records [N] to keep; the refused ones as they are."""
+        rows = np.flatnonzero(keep)
+        return self._replace(
+            positions=self.positions[rows],
+            streams=[self.streams[i] for i in rows.tolist()],
+            time_s=self.time_s[rows],
+            values=self.values[rows],
+            features=self.features[rows],
+            sequence=None if self.sequence is None else self.sequence[rows],
+        )
+
+
+class _Columns(NamedTuple):
+    """A poll's records, none of them refused: [N] each. `rest` in the order of the struct's other fields."""
+
+    streams: list[str]
+    time_s: NDArray[np.float64]
+    rest: list[tuple[Any, ...]]
+
 
 class TickDecoder:
     """One input's records: its config's field mapping, compiled."""
@@ -82,6 +106,7 @@ class TickDecoder:
             "Tick", [(f"field_{i}", kind) for i, (_, kind) in enumerate(fields)], rename=names, frozen=True
         )
         self._decode = msgspec.json.Decoder(shape).decode
+        self._width = len(fields)
         self._time_field = config.time.field
         self._categories = [{value: slot for slot, value in enumerate(values)} for values in config.categories.values()]
 
@@ -94,7 +119,7 @@ class TickDecoder:
         value = record.value
         if value is None:
             raise InvalidRecord(Reason.TOMBSTONE, "the record has no value")
-        size = len(value) if not record.headers else _size(record.key, value, record.headers)
+        size = _record_size(record)
         if size > self._config.record_bytes_max:
             detail = f"{size} bytes, record_bytes_max is {self._config.record_bytes_max}"
             raise InvalidRecord(Reason.TOO_LARGE, detail)
@@ -123,53 +148,80 @@ class TickDecoder:
 
     def decode_all(self, records: Sequence[Record]) -> Ticks:
         """A poll's records as columns; what is refused costs itself only."""
-        rows: list[tuple[Any, ...]] = []
+        columns = self._at_once(records)
+        if columns is not None:
+            return self._ticks(columns, np.arange(len(records)), [])
         positions: list[int] = []
         refused: list[tuple[int, InvalidRecord]] = []
-        decode = self.decode
         for position, record in enumerate(records):
             try:
-                rows.append(decode(record))
+                self.decode(record)
             except InvalidRecord as error:
                 refused.append((position, error))
             else:
                 positions.append(position)
-        return self._columns(rows, positions, refused)
+        columns = self._at_once([records[position] for position in positions])
+        assert columns is not None, "what decode takes one by one it takes together"
+        return self._ticks(columns, np.array(positions, np.int64), refused)
 
-    def _columns(
-        self, rows: list[tuple[Any, ...]], positions: list[int], refused: list[tuple[int, InvalidRecord]]
+    def _at_once(self, records: Sequence[Record]) -> _Columns | None:
+        """What `decode` makes of each of them, in columns; None where it refuses one."""
+        config = self._config
+        values = [record.value or b"" for record in records]
+        if max(map(_record_size, records), default=0) > config.record_bytes_max:
+            return None
+        try:
+            fields = list(zip(*map(msgspec.structs.astuple, map(self._decode, values)), strict=True))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        fields = fields or [()] * self._width
+        streams = _names([record.key for record in records] if config.stream == STREAM_FROM_KEY else fields.pop(0))
+        timestamp_s = np.fromiter(map(_timestamp, records), np.int64, len(records)) / 1e3
+        time_s = timestamp_s if self._time_field is None else self._all_seconds(fields.pop(0))
+        wrong = (time_s < TIME_MIN_S) | (time_s > TIME_MAX_S)
+        wrong |= (timestamp_s > 0.0) & (time_s - timestamp_s > config.time.ahead_max_s)
+        if self._time_field is None:
+            wrong |= timestamp_s < 0.0
+        return None if streams is None or wrong.any() else _Columns(streams, time_s, fields)
+
+    def _all_seconds(self, values: Sequence[Any]) -> NDArray[np.float64]:
+        if self._config.time.unit == "iso8601":
+            return np.fromiter(map(dt.datetime.timestamp, values), np.float64, len(values))
+        return np.array(values, np.float64) / UNITS_PER_S[self._config.time.unit]
+
+    def _ticks(
+        self, columns: _Columns, positions: NDArray[np.int64], refused: list[tuple[int, InvalidRecord]]
     ) -> Ticks:
-        config, count = self._config, len(rows)
+        config, count = self._config, len(positions)
+        streams, time_s, rest = columns
         targets, numeric = len(config.targets), len(config.features)
-        columns = list(zip(*rows, strict=True)) if rows else []
-        numbers = np.array(columns[2 : 2 + targets + numeric], np.float64).reshape(targets + numeric, count).T
-        bad = (np.abs(numbers) > MAGNITUDE_MAX).any(axis=1)
-        if bad.any():
-            good = np.flatnonzero(~bad)
-            for i in np.flatnonzero(bad):
-                detail = f"a number beyond {MAGNITUDE_MAX:g}: {numbers[i].tolist()}"
-                refused.append((positions[i], InvalidRecord(Reason.NOT_FINITE, detail)))
-            return self._columns([rows[i] for i in good], [positions[i] for i in good], refused)
-        sequence = None
-        if config.sequence is not None:
-            sequence = np.array(columns[-1] if rows else (), np.int64)
-        return Ticks(
-            positions=np.array(positions, np.int64),
-            streams=list(columns[0]) if rows else [],
-            time_s=np.array(columns[1] if rows else (), np.float64),
+        numbers = np.array(rest[: targets + numeric], np.float64).reshape(targets + numeric, count).T
+        with np.errstate(over="ignore"):  # what is too large leaves below
+            features = numbers[:, targets:].astype(np.float32)
+        ticks = Ticks(
+            positions=positions,
+            streams=streams,
+            time_s=time_s,
             values=np.ascontiguousarray(numbers[:, :targets]),
-            features=np.hstack([numbers[:, targets:].astype(np.float32), self._one_hot(columns, count)]),
-            sequence=sequence,
+            features=np.hstack([features, self._one_hot(rest, count)]),
+            sequence=None if config.sequence is None else np.array(rest[-1], np.int64),
             refused=refused,
         )
+        large = np.any(np.abs(numbers) > MAGNITUDE_MAX, axis=1)
+        if not large.any():
+            return ticks
+        for i in np.flatnonzero(large).tolist():
+            detail = f"a number beyond {MAGNITUDE_MAX:g}: {numbers[i].tolist()}"
+            refused.append((int(positions[i]), InvalidRecord(Reason.NOT_FINITE, detail)))
+        return ticks.where(np.logical_not(large))
 
     def _one_hot(self, columns: list[tuple[Any, ...]], count: int) -> NDArray[np.float32]:
         """[N, slots]: for each category its listed values and "other"; all zero where it is null."""
-        first = 2 + len(self._config.targets) + len(self._config.features)
+        first = len(self._config.targets) + len(self._config.features)
         blocks = [np.zeros((count, 0), np.float32)]
         for i, slots in enumerate(self._categories):
             block = np.zeros((count, len(slots) + 1), np.float32)
-            for row, value in enumerate(columns[first + i] if count else ()):
+            for row, value in enumerate(columns[first + i]):
                 if value is not None:
                     block[row, slots.get(_category(value), len(slots))] = 1.0
             blocks.append(block)
@@ -223,6 +275,18 @@ def _stream_from_key(key: bytes | None) -> str:
         raise InvalidRecord(Reason.UNKNOWN_STREAM_KEY, "the key is not UTF-8") from None
 
 
+def _names(streams: Sequence[Any]) -> list[str] | None:
+    """Keys, or values of the stream's field, as names; None where one cannot be."""
+    if None in streams:
+        return None
+    try:
+        names = [each.decode() if isinstance(each, bytes) else str(each) for each in streams]
+    except UnicodeDecodeError:
+        return None
+    sizes = set(map(len, map(str.encode, names)))
+    return names if all(1 <= size <= STREAM_BYTES_MAX for size in sizes) else None
+
+
 def _stream_name(stream: str | int) -> str:
     name = str(stream)
     size = len(name.encode())
@@ -235,19 +299,31 @@ def _category(value: str | float) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def json_numbers(rows: NDArray[np.floating[Any]]) -> list[list[bytes]]:
-    """[N, K] as JSON, each in the fewest digits that its own precision needs; NaN is null."""
-    if rows.size == 0:
-        return [[] for _ in range(len(rows))]
-    text = orjson.dumps(np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
-    return [row.split(b",") for row in text[2:-2].split(b"],[")]
+def json_columns(rows: NDArray[np.floating[Any]]) -> list[list[bytes]]:
+    """[N, K] as K columns of JSON, each number in the fewest digits that its own precision needs; NaN is null."""
+    count, width = rows.shape
+    if count == 0:
+        return [[] for _ in range(width)]
+    text = orjson.dumps(np.ascontiguousarray(rows).ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
+    numbers = text[1:-1].split(b",")
+    return [numbers[column::width] for column in range(width)]
 
 
-def json_times(time_s: NDArray[np.float64]) -> NDArray[Any]:
-    """ISO 8601 in UTC, to the millisecond, quoted; any shape."""
-    milliseconds = np.round(np.minimum(time_s, _YEAR_9999_S) * 1e3).astype(np.int64).astype("datetime64[ms]")
-    text = np.datetime_as_string(milliseconds, unit="ms", timezone="UTC").astype("S24")
-    return np.char.add(np.char.add(b'"', text), b'"')
+def json_times(time_s: NDArray[np.float64]) -> list[bytes]:
+    """[N] in ISO 8601, UTC, to the millisecond, quoted."""
+    # NumPy writes a time in 0.3 us. The dates of a poll are few, and the rest is digits.
+    milliseconds = np.round(np.minimum(time_s, _YEAR_9999_S) * 1e3).astype(np.int64)
+    days, left = np.divmod(milliseconds, _DAY_MS)
+    each, which = np.unique(days, return_inverse=True)
+    text = np.tile(np.frombuffer(b'"yyyy-mm-ddThh:mm:ss.mmmZ"', np.uint8), (len(time_s), 1))
+    dates = np.datetime_as_string(each.astype("datetime64[D]")).astype("S10")
+    text[:, 1:11] = dates.view(np.uint8).reshape(-1, 10)[which]
+    for place, unit_ms in ((12, 3_600_000), (15, 60_000), (18, 1_000)):
+        text[:, place : place + 2] = _DIGITS[left // unit_ms, 1:]
+        left %= unit_ms
+    text[:, 21:24] = _DIGITS[left]
+    times: list[bytes] = text.view("S26").ravel().tolist()
+    return times
 
 
 class ForecastColumns(NamedTuple):
@@ -259,7 +335,7 @@ class ForecastColumns(NamedTuple):
     sequence: list[int]  # [N] the number of this record in its stream, from 1
     values: NDArray[np.float64]  # [N, D] as observed, NaN = missing
     quantiles: NDArray[np.float64]  # [N, D, H, Q]
-    directions: list[list[bytes]]  # [N][D x H] JSON strings
+    directions: list[list[bytes]]  # [D x H][N] JSON strings
     probability: NDArray[np.float32]  # [N, D, H]
 
 
@@ -267,9 +343,8 @@ class ForecastEncoder:
     """Forecasts of one input as JSON."""
 
     def __init__(self, config: InputConfig, model: str) -> None:
-        self._steps = np.array(config.horizons, np.float64)
-        median = config.quantiles.index(0.5)
-        self._order = [median, *range(len(config.quantiles))]
+        self._steps = config.horizons
+        self._median = config.quantiles.index(0.5)
         levels = ",".join(f'"{level:g}":%b' for level in config.quantiles)
         each = [
             f'{{"target":{_quoted(target)},"steps":{steps},"time":%b,"median":%b,"quantiles":{{{levels}}},'
@@ -288,21 +363,16 @@ class ForecastEncoder:
         count, targets, horizons, _ = columns.quantiles.shape
         if count == 0:
             return []
-        ahead = json_times(columns.time_s[:, None] + columns.interval_s[:, None] * self._steps).tolist()
-        times = json_times(columns.time_s).tolist()
-        values = json_numbers(columns.values)
-        texts = json_numbers(columns.quantiles[..., self._order].reshape(count, -1))
-        probabilities = json_numbers(columns.probability.reshape(count, -1))
-        width = len(self._order)
-        forecasts = []
-        for i in range(count):
-            text, arguments = texts[i], [columns.streams[i], times[i], columns.sequence[i], *values[i]]
-            for j in range(targets * horizons):
-                arguments.append(ahead[i][j % horizons])
-                arguments += text[j * width : (j + 1) * width]
-                arguments += (columns.directions[i][j], probabilities[i][j])
-            forecasts.append(self._template % tuple(arguments))
-        return forecasts
+        ahead = [json_times(columns.time_s + columns.interval_s * steps) for steps in self._steps]
+        levels = json_columns(columns.quantiles.reshape(count, -1))
+        probabilities = json_columns(columns.probability.reshape(count, -1))
+        each: list[Sequence[object]] = [columns.streams, json_times(columns.time_s), columns.sequence]
+        each += json_columns(columns.values)
+        width = columns.quantiles.shape[-1]
+        for j in range(targets * horizons):
+            own = levels[j * width : (j + 1) * width]
+            each += [ahead[j % horizons], own[self._median], *own, columns.directions[j], probabilities[j]]
+        return list(map(self._template.__mod__, zip(*each, strict=True)))
 
 
 class SignalColumns(NamedTuple):
@@ -331,14 +401,11 @@ class SignalEncoder:
         """N signals, one JSON text each."""
         if len(columns.streams) == 0:
             return []
-        numbers = json_numbers(np.stack([columns.probability, columns.expected_change], axis=1))
-        values = json_numbers(columns.value[:, None])
-        times = json_times(columns.time_s).tolist()
-        rows = zip(columns.streams, times, columns.directions, numbers, values, strict=True)
-        return [
-            self._template % (stream, time, direction, probability, value, change)
-            for stream, time, direction, (probability, change), (value,) in rows
-        ]
+        numbers = json_columns(np.stack([columns.probability, columns.expected_change], axis=1))
+        times, (value,) = json_times(columns.time_s), json_columns(columns.value[:, None])
+        probability, change = numbers
+        rows = zip(columns.streams, times, columns.directions, probability, value, change, strict=True)
+        return list(map(self._template.__mod__, rows))
 
 
 def _quoted(text: str) -> str:
@@ -346,16 +413,18 @@ def _quoted(text: str) -> str:
     return orjson.dumps(text).decode().replace("%", "%%")
 
 
-def output_headers(record: Record) -> list[tuple[str, bytes]]:
-    """Where an output came from, and the trace that it belongs to."""
-    headers = [("source", b"%b/%d/%d" % (record.topic.encode(), record.partition, record.offset))]
-    if record.headers:
-        headers += [
-            (name, value)
-            for name, value in record.headers
-            if name == "traceparent" and len(value or b"") <= TRACEPARENT_BYTES_MAX
-        ]
-    return headers
+def output_headers(records: Sequence[Record]) -> list[list[tuple[str, bytes]]]:
+    """Where each record's outputs came from, and the trace that they belong to."""
+    places = {at: b"%b/%d/" % (at[0].encode(), at[1]) for at in set(map(_place, records))}
+    all_headers = [[("source", places[_place(record)] + b"%d" % record.offset)] for record in records]
+    for record, headers in zip(records, all_headers, strict=True):
+        if record.headers:
+            headers += [
+                (name, value)
+                for name, value in record.headers
+                if name == "traceparent" and len(value or b"") <= TRACEPARENT_BYTES_MAX
+            ]
+    return all_headers
 
 
 def dead_letter(record: Record, error: InvalidRecord, topic: str) -> Output:
@@ -369,7 +438,7 @@ def dead_letter(record: Record, error: InvalidRecord, topic: str) -> Output:
     headers = [
         ("reason", error.reason.encode()),
         ("detail", error.detail.encode(errors="backslashreplace")[:1_000]),
-        *output_headers(record)[:1],
+        *output_headers([record])[0][:1],
     ]
     size = _size(key, value, kept)
     if size > DEAD_LETTER_BYTES_MAX:
@@ -380,6 +449,11 @@ def dead_letter(record: Record, error: InvalidRecord, topic: str) -> Output:
         value = value[:room] if value else value
     timestamp = record.timestamp if record.timestamp >= 0 else None
     return Output(topic, None, key, value, [*kept, *headers], timestamp)
+
+
+def _record_size(record: Record) -> int:
+    value = record.value or b""
+    return _size(record.key, value, record.headers) if record.headers else len(value)
 
 
 def _size(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ SURVEY_S = 5.0
 EXPERTS_OF_STREAMS = 256
 # OpenMetrics allows 128 characters: 26 are the names, 29 at most partition and offset, and two names share the rest.
 _NAME_CHARS_MAX = 36
+_TOPIC = operator.attrgetter("topic")
 _DIRECTIONS = {signals.UP: Direction.UP, signals.DOWN: Direction.DOWN, signals.FLAT: Direction.FLAT}
 
 
@@ -69,10 +71,9 @@ class MetricsObserver:
     def polled(self, records: Sequence[Record]) -> None:
         """Records came."""
         self._polled_s = time.time()
-        self._polled = Counter(record.topic for record in records)
+        self._polled = Counter(map(_TOPIC, records))
         self._steps.clear()
-        for record in records:
-            self._newest_ms[record.topic, record.partition] = record.timestamp
+        self._newest_ms |= {(record.topic, record.partition): record.timestamp for record in records}
 
     def stepped(self, stage: Stage, outcome: Outcome) -> None:
         """A batch went through the compiled step."""

@@ -8,6 +8,8 @@ a batch changed can be undone, for the transaction that carries it can still fai
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -30,11 +32,14 @@ from forecaster.messages import (
 )
 from forecaster.model.columns import Scores, StepInputs, StepOutputs
 from forecaster.outcome import Outcome
-from forecaster.records import Assigned, Output, Record, TopicPartition
+from forecaster.records import Assigned, Output, Record, TopicPartition, outputs_of
 from forecaster.rekey import Original
 from forecaster.streams import Order, Slots, StreamKey, find_disorder, usual_interval_s
 from forecaster.tiers import Rows, Tiers
 from forecaster.versions import Versions
+
+_PLACE = operator.attrgetter("topic", "partition")
+_OFFSET, _TIMESTAMP = operator.attrgetter("offset"), operator.attrgetter("timestamp")
 
 
 class Engine(Rows, Protocol):
@@ -107,7 +112,7 @@ class Pipeline:
         if runs:
             self._version = self.versions.use(runs[0][0])
         ticks = self._decoder.decode_all(records)
-        offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
+        offsets = np.fromiter(map(_OFFSET, records), np.int64, len(records))
         answered = _answered_before(runs, offsets, self._answered)
         self._positions_before = dict(self._positions)
         self._positions |= {partition: int(offsets[stop - 1]) + 1 for partition, _, stop in runs}
@@ -197,10 +202,7 @@ class Pipeline:
             self.tiers.buried(StreamKey(TopicPartition(record.topic, record.partition), stream), record.offset)
             for record, stream in zip((records[i] for i in ticks.positions), ticks.streams, strict=True)
         ]
-        if not any(held):
-            return ticks
-        kept, _ = _select(ticks, np.zeros(len(held), np.int32), ~np.array(held))
-        return kept._replace(refused=ticks.refused)
+        return ticks.where(~np.array(held)) if any(held) else ticks
 
     def _in_order(
         self, ticks: Ticks, slots: Slots, offsets: NDArray[np.int64]
@@ -208,14 +210,15 @@ class Pipeline:
         """Leave out what comes late or twice (refused), and what a restored state includes already."""
         refused = list(ticks.refused)
         keep = offsets[ticks.positions] > self.table.columns["offset"][slots]
-        ticks, slots = _select(ticks, slots, keep)
+        if not keep.all():
+            ticks, slots = ticks.where(keep), slots[keep]
         late_allowed = self.config.late == "step"
         wrong = find_disorder(self.table, slots, ticks.time_s, ticks.sequence, late_allowed=late_allowed)
         if wrong:
             refused += [(int(ticks.positions[i]), error) for i, error in wrong]
             keep = np.ones(len(slots), bool)
             keep[[i for i, _ in wrong]] = False
-            ticks, slots = _select(ticks, slots, keep)
+            ticks, slots = ticks.where(keep), slots[keep]
         return ticks, slots, refused
 
     def _touch(self, slots: Slots, ticks: Ticks, offsets: NDArray[np.int64], now_s: float) -> None:
@@ -250,14 +253,14 @@ class Pipeline:
         signal_way = way[:, self.config.signal_target, self.config.signal_horizon]
         publish = self._signalled(signal_way, slots, order) & loud
         rows = np.flatnonzero(loud)
-        kept = [records[i] for i in ticks.positions[rows]]
+        kept = [records[i] for i in ticks.positions[rows].tolist()]
         outcome = Outcome(
             outputs=[],
             refused=[],
             records=kept,
-            streams=[ticks.streams[i] for i in rows],
+            streams=[ticks.streams[i] for i in rows.tolist()],
             time_s=ticks.time_s[rows],
-            timestamp_ms=np.fromiter((record.timestamp for record in kept), np.int64, len(kept)),
+            timestamp_ms=np.fromiter(map(_TIMESTAMP, kept), np.int64, len(kept)),
             values=ticks.values[rows],
             features=ticks.features[rows],
             forecast=_rows(forecast, rows),
@@ -265,11 +268,13 @@ class Pipeline:
             signals=signal_way[publish],
             replayed=len(loud) - len(rows),
         )
-        headers = [output_headers(self._original(record)) for record in kept]
-        outcome.outputs.extend(self._forecast_outputs(outcome, kept, headers, slots, numbers, rows))
+        headers = output_headers([self._original(record) for record in kept])
+        # The input's own, so that who reads a forecast sees how long it took; Kafka refuses one before 1970.
+        timestamps = [each if each >= 0 else None for each in outcome.timestamp_ms.tolist()]
+        outcome.outputs.extend(self._forecast_outputs(outcome, headers, timestamps, slots, numbers, rows))
         chosen = np.flatnonzero(publish[rows])
         if len(chosen):
-            outcome.outputs.extend(self._signal_outputs(outcome, kept, headers, slots[rows], chosen))
+            outcome.outputs.extend(self._signal_outputs(outcome, headers, timestamps, slots[rows], chosen))
         return outcome
 
     def _signalled(self, way: NDArray[np.int8], slots: Slots, order: Order) -> NDArray[np.bool_]:
@@ -283,44 +288,39 @@ class Pipeline:
     def _forecast_outputs(
         self,
         outcome: Outcome,
-        records: list[Record],
         headers: list[list[tuple[str, bytes]]],
+        timestamps: list[int | None],
         slots: Slots,
         numbers: NDArray[np.int64],
         rows: NDArray[np.int64],
     ) -> Iterable[Output]:
         assert outcome.forecast is not None
-        count = len(rows)
-        first_s = self.table.columns["first_s"][slots[rows]]
-        texts = [self.table.texts[slot] for slot in slots[rows]]
-        names = [signals.JSON_NAMES[way] for way in outcome.directions.reshape(-1).tolist()]
-        width = outcome.directions[0].size if count else 1
+        if not len(rows):
+            return []
+        places = slots[rows].tolist()
+        texts = self.table.texts
+        ways = outcome.directions.reshape(len(rows), -1).T
         values = self._forecasts(self._version).encode(
             ForecastColumns(
-                streams=texts,
+                streams=[texts[slot] for slot in places],
                 time_s=outcome.time_s,
-                interval_s=usual_interval_s(numbers[rows], first_s, outcome.time_s),
+                interval_s=usual_interval_s(numbers[rows], self.table.columns["first_s"][places], outcome.time_s),
                 sequence=numbers[rows].tolist(),
                 values=outcome.values,
                 quantiles=outcome.forecast.quantiles,
-                directions=[names[i : i + width] for i in range(0, len(names), width)],
+                directions=signals.json_names(ways),
                 probability=signals.probabilities(outcome.forecast.up, outcome.forecast.down),
             )
         )
         topic = self._topics.forecast
         partitions = self._partitions(topic, "forecast_partition", slots[rows])
-        return [
-            Output(topic, partition, stream.encode(), value, header, _timestamp(record))
-            for partition, stream, value, header, record in zip(
-                partitions, outcome.streams, values, headers, records, strict=True
-            )
-        ]
+        return outputs_of(topic, partitions, map(str.encode, outcome.streams), values, headers, timestamps)
 
     def _signal_outputs(
         self,
         outcome: Outcome,
-        records: list[Record],
         headers: list[list[tuple[str, bytes]]],
+        timestamps: list[int | None],
         slots: Slots,
         chosen: NDArray[np.int64],
     ) -> Iterable[Output]:
@@ -335,9 +335,9 @@ class Pipeline:
         now = forecast.filled[chosen, target]
         values = self._signals(self._version).encode(
             SignalColumns(
-                streams=[self.table.texts[slot] for slot in slots[chosen]],
+                streams=[self.table.texts[slot] for slot in slots[chosen].tolist()],
                 time_s=outcome.time_s[chosen],
-                directions=[signals.JSON_NAMES[way] for way in outcome.directions[chosen, target, horizon].tolist()],
+                directions=signals.json_names(outcome.directions[chosen, target, horizon]),
                 probability=probability,
                 value=value,
                 expected_change=(forecast.quantiles[chosen, target, horizon, median] - now).astype(np.float32),
@@ -346,7 +346,7 @@ class Pipeline:
         topic = self._topics.signal
         partitions = self._partitions(topic, "signal_partition", slots[chosen])
         return [
-            Output(topic, partition, outcome.streams[i].encode(), text, headers[i], _timestamp(records[i]))
+            Output(topic, partition, outcome.streams[i].encode(), text, headers[i], timestamps[i])
             for i, partition, text in zip(chosen.tolist(), partitions, values, strict=True)
         ]
 
@@ -398,12 +398,10 @@ class Pipeline:
 def _partition_runs(records: Sequence[Record]) -> list[tuple[TopicPartition, int, int]]:
     """Where each partition's records stand in the poll: (partition, start, stop)."""
     runs: list[tuple[TopicPartition, int, int]] = []
-    start = 0
-    for i in range(1, len(records) + 1):
-        a = records[i - 1]
-        if i == len(records) or records[i].partition != a.partition or records[i].topic != a.topic:
-            runs.append((TopicPartition(a.topic, a.partition), start, i))
-            start = i
+    stop = 0
+    for place, run in itertools.groupby(map(_PLACE, records)):
+        start, stop = stop, stop + len(list(run))
+        runs.append((TopicPartition(*place), start, stop))
     return runs
 
 
@@ -416,26 +414,9 @@ def _answered_before(
     return silent
 
 
-def _select(ticks: Ticks, slots: Slots, keep: NDArray[np.bool_]) -> tuple[Ticks, Slots]:
-    if keep.all():
-        return ticks, slots
-    rows = np.flatnonzero(keep)
-    sequence = None if ticks.sequence is None else ticks.sequence[rows]
-    streams = [ticks.streams[i] for i in rows]
-    kept = Ticks(
-        ticks.positions[rows], streams, ticks.time_s[rows], ticks.values[rows], ticks.features[rows], sequence, []
-    )
-    return kept, slots[rows]
-
-
 def _rows(forecast: StepOutputs, rows: NDArray[np.int64]) -> StepOutputs:
     if len(rows) == len(forecast.filled):
         return forecast
     scores = Scores(*(column[rows] for column in forecast.scores))
     filled, quantiles, up, down, _ = forecast
     return StepOutputs(filled[rows], quantiles[rows], up[rows], down[rows], scores)
-
-
-def _timestamp(record: Record) -> int | None:
-    # The input's own, so that who reads a forecast sees how long it took; Kafka refuses one before 1970.
-    return record.timestamp if record.timestamp >= 0 else None

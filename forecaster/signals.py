@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 DOWN, FLAT, UP = -1, 0, 1
-JSON_NAMES = {DOWN: b'"down"', FLAT: b'"flat"', UP: b'"up"'}
+_JSON_NAMES = np.array([b'"down"', b'"flat"', b'"up"'], object)
 
 
 def directions(up: NDArray[np.float32], down: NDArray[np.float32], threshold: float) -> NDArray[np.int8]:
@@ -17,6 +19,12 @@ def directions(up: NDArray[np.float32], down: NDArray[np.float32], threshold: fl
 def probabilities(up: NDArray[np.float32], down: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of the likelier way: what was claimed, or for `flat` the best case that did not suffice. Any shape."""
     return np.maximum(up, down)
+
+
+def json_names(directions: NDArray[np.int8]) -> list[Any]:
+    """Each direction as a JSON string; lists in lists, of the same shape."""
+    names: list[Any] = _JSON_NAMES[directions - DOWN].tolist()
+    return names
 
 
 def changed(

@@ -272,10 +272,8 @@ class Worker:
         return time.perf_counter() - started_s
 
     def _next_positions(self, records: Sequence[Record]) -> dict[TopicPartition, int]:
-        positions = dict(self._positions)
-        for record in records:
-            positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
-        return positions
+        newest = {(record.topic, record.partition): record.offset for record in records}
+        return self._positions | {TopicPartition(*at): offset + 1 for at, offset in newest.items()}
 
     def _next_commits(self, positions: Mapping[TopicPartition, int]) -> dict[TopicPartition, Commit]:
         """How far each partition is answered once it is stepped up to `positions`, where that is news."""

@@ -25,7 +25,7 @@ from forecaster.messages import (
     dead_letter,
     decode_state,
     encode_state,
-    json_numbers,
+    json_columns,
     output_headers,
     parse_source,
 )
@@ -301,7 +301,7 @@ def forecast_columns(quantiles: np.ndarray[Any, Any], stream: str = "A") -> Fore
         sequence=list(range(1, count + 1)),
         values=np.tile([189.31, np.nan], (count, 1)),
         quantiles=quantiles,
-        directions=[[b'"up"', b'"flat"', b'"down"', b'"up"']] * count,
+        directions=[[name] * count for name in (b'"up"', b'"flat"', b'"down"', b'"up"')],
         probability=np.full((count, 2, 2), 0.6, np.float32),
     )
 
@@ -350,7 +350,7 @@ FINITE_32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 def test_float32_takes_its_fewest_digits(numbers: list[float]) -> None:
     """A float32 reads back as the same float32, from no more digits than NumPy's shortest."""
     row = np.array([numbers], np.float32)
-    for text, value in zip(json_numbers(row)[0], row[0], strict=True):
+    for (text,), value in zip(json_columns(row), row[0], strict=True):
         assert np.float32(json.loads(text)) == value
         digits = sum(map(str.isdigit, text.decode().lower().split("e")[0].replace(".", "").strip("-0")))
         shortest = np.format_float_scientific(value, unique=True).split("e")[0].replace(".", "").strip("-0")
@@ -415,7 +415,7 @@ def test_signal_has_exactly_the_promised_fields() -> None:
 
 def test_headers_say_where_an_output_came_from() -> None:
     """`source` is topic/partition/offset and reads back; the trace goes on; nothing else is copied."""
-    headers = output_headers(record(b"{}"))
+    headers = output_headers([record(b"{}")])[0]
     assert headers == [("source", b"ticks/2/40"), ("traceparent", b"00-ab")]
     assert parse_source(headers) == (TopicPartition("ticks", 2), 40)
     assert parse_source([("other", b"x")]) is None
@@ -477,9 +477,8 @@ def test_a_record_with_long_headers_is_too_large() -> None:
 
 def test_a_trace_beyond_reason_is_not_passed_on() -> None:
     """What is no trace must not make every output of a record too large for its topic."""
-    assert [name for name, _ in output_headers(record(b"{}")._replace(headers=(("traceparent", b"0" * 9_000),)))] == [
-        "source"
-    ]
+    (headers,) = output_headers([record(b"{}")._replace(headers=(("traceparent", b"0" * 9_000),))])
+    assert [name for name, _ in headers] == ["source"]
 
 
 def test_dead_letter_without_a_timestamp_gets_the_brokers() -> None:
