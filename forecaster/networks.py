@@ -18,6 +18,7 @@ from forecaster.model.spec import NetworkSpec
 def network_spec(config: InputConfig, found_seasons: tuple[int, ...] | None = None) -> NetworkSpec:
     """The network that the config asks for.
 
+    A trained model may have other sizes: it is served as it is, and this is what `train` makes next.
     Where it leaves the seasons to be found they are `found_seasons`, or those of the trained model, or none.
 
     Raises:
@@ -64,10 +65,21 @@ def trained_model(config: InputConfig, version: str | None = None) -> Model | No
         network_spec(config)
         return None
     model = registry.load(Path(config.model), version)
-    registry.require_fit(
-        model, network_spec(config, model.spec.seasons), f"[[inputs]] {config.name} model {config.model}"
-    )
+    registry.require_fit(model, network_spec(config, ()), f"[[inputs]] {config.name} model {config.model}")
     return model
+
+
+def served_spec(config: InputConfig) -> NetworkSpec:
+    """The network that the input's records are stepped with: the champion's, or what the config asks for.
+
+    Raises:
+        InvalidConfig: there is no such network.
+        ModelMismatch: the champion cannot be read.
+    """
+    if nothing_learned(config):
+        return network_spec(config)
+    directory = Path(str(config.model))
+    return registry.describe(directory, str(registry.champion(directory))).spec
 
 
 def nothing_learned(config: InputConfig) -> bool:

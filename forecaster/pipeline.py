@@ -12,13 +12,14 @@ import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forecaster import signals, standing
 from forecaster.config import InputConfig, StreamsConfig
+from forecaster.engine import Engine
 from forecaster.errors import InvalidRecord
 from forecaster.messages import (
     ForecastColumns,
@@ -35,18 +36,11 @@ from forecaster.outcome import Outcome
 from forecaster.records import Assigned, Output, Record, TopicPartition, outputs_of
 from forecaster.rekey import Original
 from forecaster.streams import Order, Slots, StreamKey, find_disorder, usual_interval_s
-from forecaster.tiers import Rows, Tiers
+from forecaster.tiers import Tiers
 from forecaster.versions import Versions
 
 _PLACE = operator.attrgetter("topic", "partition")
 _OFFSET, _TIMESTAMP = operator.attrgetter("offset"), operator.attrgetter("timestamp")
-
-
-class Engine(Rows, Protocol):
-    """The compiled step over the state table: model/step.py."""
-
-    def step(self, inputs: StepInputs) -> StepOutputs: ...
-    def undo(self) -> None: ...
 
 
 class OutputTopics(NamedTuple):
@@ -365,15 +359,22 @@ class Pipeline:
 
     # ------------------------------------------------------------------ state
 
-    def assign(self, assigned: Assigned) -> None:
-        """A partition is ours: its records before `offset` have been answered.
+    def change_network(self) -> None:
+        """Go on with the network of `versions.successor`. Every partition is to be assigned anew: no state fits it."""
+        self.engine, layout = self.versions.change()
+        self.tiers.change(self.engine, layout)
+
+    def assign(self, assigned: Assigned) -> Assigned:
+        """A partition is ours: its records before `offset` have been answered; from where to step it again.
 
         Raises:
             ModelMismatch: the version that some are to be stepped again with is gone, and the config says to refuse.
         """
-        partition, offset, replay_offset, version = assigned
-        self.versions.assign(partition, version, replays=replay_offset < offset)
-        self._answered[partition] = offset
+        begun = self.versions.assign(assigned)
+        self._answered[assigned.partition] = assigned.offset
+        if begun.version != assigned.version:
+            self.tiers.condemn(assigned.partition)
+        return begun
 
     def version_of(self, partition: TopicPartition) -> str:
         """The version of the weights that the partition's records are stepped with."""
@@ -386,6 +387,10 @@ class Pipeline:
             ModelMismatch: a row of another network, and the config says to refuse.
         """
         return self.tiers.restore(partition, records, self._answered.get(partition), now_s)
+
+    def restored(self, partition: TopicPartition) -> None:
+        """Every written row of the partition was taken in."""
+        self.tiers.restored(partition)
 
     def drop(self, partition: TopicPartition) -> None:
         """The partition is another instance's now, and its streams with it."""

@@ -65,8 +65,9 @@ class Rekeyer:
         """The batch is aborted: there is nothing to put back."""
         return True
 
-    def assign(self, assigned: Assigned) -> None:
-        """A partition is ours."""
+    def assign(self, assigned: Assigned) -> Assigned:
+        """A partition is ours: there is nothing to step again."""
+        return assigned
 
     def version_of(self, partition: TopicPartition) -> str:
         """No weights are needed to send a record on."""

@@ -270,6 +270,9 @@ class ModelsConfig(Section, frozen=True):
     missing: Literal["champion", "refuse"] = "champion"
     """Where records that a restart steps again were stepped with a version that is gone: step them with the champion
     (their streams' states are then a little other than they were), or do not start."""
+    tail_records: Count = 20_000
+    """Where a version with other sizes is put in use, no state fits it: every partition's are made anew from so many of
+    its last records."""
 
 
 class DeviceConfig(Section, frozen=True):

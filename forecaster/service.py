@@ -70,17 +70,21 @@ class Engines(NamedTuple):
 
 
 def build_pipelines(
-    config: Config, engines: Engines, partition_of: Callable[[str, bytes], int | None], *, follow: bool = False
+    config: Config,
+    engines: Engines,
+    partition_of: Callable[[str, bytes], int | None],
+    shelves: Mapping[str, ModelShelf] = MappingProxyType({}),
 ) -> list[Pipeline]:
-    """One pipeline for each input; `follow`: new champions are taken up."""
+    """One pipeline for each input; its weights come from its shelf, and stay as they are where it has none."""
     kafka = config.kafka
     topics = OutputTopics(kafka.forecast_topic, kafka.signal_topic, kafka.dead_letter_topic, kafka.state_topic)
     pipelines = []
     for each in config.inputs:
         engine = engines.by_input[each.name]
-        shelf = ModelShelf(each, engine, follow=follow)
+        shelf = shelves.get(each.name) or ModelShelf(each, engine, follow=False)
+        models = config.models
         versions = Versions(
-            each.name, shelf, engine.model.version, config.models.refresh_s, missing=config.models.missing
+            each.name, shelf, engine.model.version, models.refresh_s, models.missing, models.tail_records
         )
         checksum = state_checksum(engine.model.spec)
         pipelines.append(Pipeline(each, config.streams, engine, checksum, versions, topics, partition_of))
@@ -195,7 +199,8 @@ def run(
         def partition_of(topic: str, key: bytes) -> int:
             return partition_for_key(key, sink.partitions(topic))
 
-        pipelines = build_pipelines(config, engines, partition_of, follow=True)
+        shelves = stack.enter_context(following_shelves(config, engines))
+        pipelines = build_pipelines(config, engines, partition_of, shelves)
         rekeyers = build_rekeyers(config, partition_of)
         exactly_once = config.kafka.processing_guarantee == "exactly-once"
         observer = observe(
@@ -218,6 +223,23 @@ def run(
 
         worker.run(stop, partial(reloader.reload_if_asked, apply) if reloader else lambda: None)
         event(log, "drained")
+
+
+@contextmanager
+def following_shelves(config: Config, engines: Engines) -> Iterator[dict[str, ModelShelf]]:
+    """Each input's versions, new champions among them; one of another network changes the input's engine."""
+
+    def changed(name: str, engine: StepEngine) -> None:
+        engines.by_input[name] = engine
+        _spare_the_collector()  # which lets go of the old one, and of its table
+
+    with ExitStack() as stack:
+        shelves = {}
+        for each in config.inputs:
+            engine = engines.by_input[each.name]
+            shelves[each.name] = ModelShelf(each, engine, follow=True, changed=partial(changed, each.name))
+            stack.callback(shelves[each.name].close)
+        yield shelves
 
 
 @contextmanager
@@ -270,6 +292,7 @@ def _spare_the_collector() -> None:
 
     Unfrozen it took 45 % of the daemon's time: a poll's sends alone are 14,000 objects, 20 collections.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER_OBJECTS)

@@ -9,30 +9,22 @@ from __future__ import annotations
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from forecaster.checkpoint import Checkpoint
 from forecaster.config import StreamsConfig
+from forecaster.engine import Engine
 from forecaster.errors import ModelMismatch
 from forecaster.graves import Graves
 from forecaster.log import event
 from forecaster.messages import StateRow, decode_state, encode_state, grave, is_grave
 from forecaster.records import Output, Record, TopicPartition
 from forecaster.second_tier import SecondTier
-from forecaster.streams import Slots, StreamKey, StreamTable
+from forecaster.streams import StreamKey, StreamTable
 
 log = logging.getLogger(__name__)
-
-
-class Rows(Protocol):
-    """The rows on the device, by slot: model/step.py."""
-
-    def read(self, slots: Slots) -> NDArray[np.float32]: ...
-    def write(self, slots: Slots, rows: NDArray[np.float32]) -> None: ...
 
 
 class Tiers:
@@ -41,7 +33,7 @@ class Tiers:
     Args:
         name: the input's, for the log.
         config: how many streams, and for how long.
-        rows: the device's.
+        engine: has the device's rows.
         layout: marks the state rows: only rows with the same one fit.
         state_topic: of an input topic.
 
@@ -54,7 +46,7 @@ class Tiers:
     """
 
     def __init__(
-        self, name: str, config: StreamsConfig, rows: Rows, layout: int, state_topic: Callable[[str], str]
+        self, name: str, config: StreamsConfig, engine: Engine, layout: int, state_topic: Callable[[str], str]
     ) -> None:
         self.table = StreamTable(config.capacity)
         self.checkpoint = Checkpoint(config.flush_interval_s)
@@ -63,11 +55,13 @@ class Tiers:
         self.moved = False
         self._name = name
         self._config = config
-        self._rows = rows
+        self._engine = engine
         self._layout = layout
         self._state_topic = state_topic
         self._resting = SecondTier()
         self._graves = Graves()
+        # Partitions whose rows are another network's, and the streams that they have been found of.
+        self._condemned: dict[TopicPartition, dict[StreamKey, None]] = {}
 
     def __len__(self) -> int:
         """Streams, those in the second tier too."""
@@ -85,6 +79,10 @@ class Tiers:
         """Go on with other live keys (sections.py)."""
         self._config = config
         self.checkpoint.flush_interval_s = config.flush_interval_s
+
+    def change(self, engine: Engine, layout: int) -> None:
+        """Go on with another network. Every partition is to be dropped and assigned anew: no state of it fits."""
+        self._engine, self._layout = engine, layout
 
     # ------------------------------------------------------------------ who is where
 
@@ -132,6 +130,7 @@ class Tiers:
         self._resting.drop(partition)
         self._graves.drop(partition)
         self.checkpoint.drop(partition)
+        self._condemned.pop(partition, None)
 
     def _note_split(self, key: StreamKey) -> None:
         self.split_streams += 1
@@ -213,7 +212,7 @@ class Tiers:
     def _states(self, slots: list[int]) -> list[StateRow]:
         if not slots:
             return []
-        rows = self._rows.read(np.array(slots, np.int32))
+        rows = self._engine.read(np.array(slots, np.int32))
         states = []
         for slot, row in zip(slots, rows, strict=True):
             c = self.table.columns[slot]
@@ -233,6 +232,15 @@ class Tiers:
 
     # ------------------------------------------------------------------ what was written
 
+    def condemn(self, partition: TopicPartition) -> None:
+        """What is written of this partition's streams is another network's: none of it counts, all of it is to go."""
+        self._condemned[partition] = {}
+
+    def restored(self, partition: TopicPartition) -> None:
+        """Every row of the partition was read: the next transaction has a tombstone for each that is to go."""
+        for key in self._condemned.pop(partition, {}):
+            self._graves.dig(key, -1)
+
     def restore(self, partition: TopicPartition, records: Sequence[Record], answered: int | None, now_s: float) -> int:
         """Take in written rows of a partition, in the state topic's order; how many did not fit.
 
@@ -242,13 +250,11 @@ class Tiers:
         Raises:
             ModelMismatch: a row of another network, and the config says to refuse.
         """
-        states: OrderedDict[StreamKey, StateRow | None] = OrderedDict()
-        misfits = 0
-        for record in records:
-            key = StreamKey(partition, (record.key or b"").decode())
-            state = self._readable(key, record.value, answered)
-            misfits += state is None and record.value is not None
-            states[key] = state
+        if partition in self._condemned:
+            keys = [StreamKey(partition, (record.key or b"").decode()) for record in records]
+            self._condemned[partition].update(dict.fromkeys(keys))
+            return 0
+        states, misfits = self._newest(partition, records, answered)
         for key in states:  # an earlier row of the same stream gives way
             self._resting.take(key)
             for slot in self.table.find(partition, [key.stream]):
@@ -270,6 +276,19 @@ class Tiers:
             self._resting.put(key, state, now_s)
         self._shrink()
         return misfits
+
+    def _newest(
+        self, partition: TopicPartition, records: Sequence[Record], answered: int | None
+    ) -> tuple[OrderedDict[StreamKey, StateRow | None], int]:
+        """Each stream's last row, None where it has none that can be used; how many were none to us."""
+        states: OrderedDict[StreamKey, StateRow | None] = OrderedDict()
+        misfits = 0
+        for record in records:
+            key = StreamKey(partition, (record.key or b"").decode())
+            state = self._readable(key, record.value, answered)
+            misfits += state is None and record.value is not None
+            states[key] = state
+        return states, misfits
 
     def _readable(self, key: StreamKey, value: bytes | None, answered: int | None) -> StateRow | None:
         if value is None:
@@ -296,7 +315,7 @@ class Tiers:
 
     def _thaw(self, known: list[tuple[int, StateRow]]) -> None:
         """Put states back into slots: on the device and in the table."""
-        self._rows.write(np.array([slot for slot, _ in known], np.int32), np.stack([state.row for _, state in known]))
+        self._engine.write(np.array([slot for slot, _ in known], np.int32), np.stack([state.row for _, state in known]))
         for slot, state in known:
             for name in ("offset", "newest_s", "first_s", "sequence", "count", "direction"):
                 self.table.columns[name][slot] = getattr(state, name)

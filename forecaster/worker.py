@@ -94,6 +94,7 @@ class _Restore(NamedTuple):
     pipeline: Pipeline
     reader: StateReader
     started_s: float
+    afresh: bool  # they are another network's: made anew from the last records
 
 
 class Worker:
@@ -135,6 +136,7 @@ class Worker:
         self._positions: dict[TopicPartition, int] = {}  # the next record to step: in a replay, before the answered one
         self._restores: dict[TopicPartition, _Restore] = {}
         self._restored_rows: dict[TopicPartition, int] = {}
+        self._afresh: dict[TopicPartition, Assigned] = {}  # restored, and on their way through their last records
         self._failures = 0
         self._where = Where.POLL
         self._swept_s = self._progressed_s = clock()
@@ -159,9 +161,10 @@ class Worker:
         """One turn of the loop: at most one batch, committed whole. False when there was nothing to do."""
         # Before the poll: what it brings is in nobody's hands but ours, and reading states can fail.
         self._where = Where.RESTORE
+        self._change_networks()
         self._restore()
         self._where = Where.POLL
-        poll = self._source.poll(0.0 if self._restores else self._poll_timeout_s)
+        poll = self._source.poll(0.0 if self._waiting() else self._poll_timeout_s)
         self._health.ok("broker")
         self._follow(poll)
         self._note_standby()
@@ -177,6 +180,10 @@ class Worker:
             worked = True
         self._failures = 0
         lag = self._source.lag()
+        for partition, assigned in list(self._afresh.items()):
+            # Or there are no more: what the topic has lost of them nobody can step.
+            if self._positions[partition] >= assigned.offset or lag.get(partition) == 0:
+                del self._afresh[partition]
         self._note_progress(lag, worked=worked)
         self._observer.turned(self._pipelines, lag)
         return worked
@@ -199,8 +206,21 @@ class Worker:
             pipeline.versions.look(self._clock())
             for partition in pipeline.versions.behind:
                 commit = self._commits[partition]
-                if commit.replay_offset == commit.offset:
+                # In a replay it may be further back than what is committed says: of another network's time.
+                if commit.replay_offset == commit.offset <= self._positions[partition]:
                     pipeline.versions.take_up(partition)
+
+    def _change_networks(self) -> None:
+        """Where a champion of another network is compiled: from what is committed on every partition goes on with it.
+
+        No record is in our hands, and no batch open.
+        """
+        for pipeline in self._pipelines:
+            if pipeline.versions.successor is not None:
+                pipeline.change_network()
+                for partition, commit in list(self._commits.items()):
+                    if self._stage_of(partition.topic) is pipeline:
+                        self._begin_restore(Assigned(partition, *commit))
 
     def _batches(self, records: list[Record]) -> list[list[Record]]:
         """A poll's records by the weights that step them: one batch, but while a swap is on its way."""
@@ -364,6 +384,7 @@ class Worker:
         for partition in poll.revoked:
             self._commits.pop(partition, None)
             self._positions.pop(partition, None)
+            self._afresh.pop(partition, None)
             restore = self._restores.pop(partition, None)
             if restore is not None:
                 restore.reader.close()
@@ -399,9 +420,10 @@ class Worker:
         partition = assigned.partition
         stage = self._stage_of(partition.topic)
         stage.drop(partition)
-        stage.assign(assigned)
+        begun = stage.assign(assigned)
         self._commits[partition] = Commit(assigned.offset, assigned.replay_offset, assigned.version)
-        self._positions[partition] = assigned.replay_offset
+        self._positions[partition] = begun.replay_offset
+        self._afresh.pop(partition, None)
         self._source.pause([partition])
         old = self._restores.pop(partition, None)
         if old is not None:
@@ -410,24 +432,44 @@ class Worker:
             self._source.resume(partition, assigned.offset)
             return
         state = TopicPartition(self._state_topic(partition.topic), partition.partition)
-        self._restores[partition] = _Restore(assigned, stage, self._source.state_rows(state), time.perf_counter())
+        reader, afresh = self._source.state_rows(state), begun.version != assigned.version
+        self._restores[partition] = _Restore(begun, stage, reader, time.perf_counter(), afresh)
         self._restored_rows[partition] = 0
 
     def _restore(self) -> None:
         """Read on in the states of newly assigned partitions, for a slice of time; start those that are complete."""
         deadline_s = time.perf_counter() + RESTORE_SLICE_S
         # In turns, and each at least once: one that waits for a transaction to end holds up none of the others.
-        while waiting := list(self._restores.items()):
+        while waiting := self._waiting():
             share_s = RESTORE_SLICE_S / len(waiting)
             for partition, restore in waiting:
                 self._restore_some(partition, restore, min(share_s, max(0.0, deadline_s - time.perf_counter())))
             if time.perf_counter() >= deadline_s:
                 break
-        if self._restores:
-            parts = (f"{p}: {_percent(*r.reader.progress)} of the states read" for p, r in self._restores.items())
+        parts = [*map(self._doing, self._restores), *map(self._doing_afresh, self._afresh)]
+        if parts:
             self._health.fail("restore", "; ".join(parts))
         else:
             self._health.ok("restore")
+
+    def _waiting(self) -> list[tuple[TopicPartition, _Restore]]:
+        """The restores that can go on: not those of another network that is still being compiled here."""
+        return [
+            (partition, restore)
+            for partition, restore in self._restores.items()
+            if not (restore.afresh and restore.pipeline.versions.awaited)
+        ]
+
+    def _doing(self, partition: TopicPartition) -> str:
+        restore = self._restores[partition]
+        if restore.afresh and (awaited := restore.pipeline.versions.awaited):
+            return f"{partition}: waits for the network of {awaited} to be compiled"
+        return f"{partition}: {_percent(*restore.reader.progress)} of the states read"
+
+    def _doing_afresh(self, partition: TopicPartition) -> str:
+        _, offset, begin, version = self._afresh[partition]
+        done = _percent(self._positions[partition] - begin, offset - begin)
+        return f"{partition}: states for {version} made from the last {offset - begin} records, {done}"
 
     def _restore_some(self, partition: TopicPartition, restore: _Restore, budget_s: float) -> None:
         """Take in what is there of one partition's states; wait about `budget_s` for more."""
@@ -442,8 +484,11 @@ class Worker:
 
     def _finish_restore(self, partition: TopicPartition, restore: _Restore) -> None:
         restore.reader.close()
+        restore.pipeline.restored(partition)
         del self._restores[partition]
         assigned = restore.assigned
+        if restore.afresh:
+            self._afresh[partition] = assigned
         self._source.resume(partition, assigned.replay_offset)
         seconds = time.perf_counter() - restore.started_s
         rows = self._restored_rows.pop(partition)

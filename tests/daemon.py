@@ -34,6 +34,7 @@ START_MS = 1_735_732_800_000
 MINUTE_MS = 60_000
 CAPACITY = 16  # one bucket, one compilation
 LAYOUT = 0xABCD
+LARGER = {4: 6, 8: 12}  # units of the inputs' networks, and of those that they may change over to
 
 TICKS: dict[str, Any] = {
     "name": "ticks",
@@ -87,15 +88,23 @@ def model_of(spec_json: bytes, version: str) -> Model:
 @functools.cache
 def compiled(spec_json: bytes, which: int) -> StepEngine:
     """One engine for each network and `which`, compiled once; a pipeline begins its streams anew in it."""
-    engine = StepEngine(model_of(spec_json, "v1"), CAPACITY, "cpu")
+    larger = msgspec.json.decode(spec_json, type=NetworkSpec).units in LARGER.values()
+    engine = StepEngine(model_of(spec_json, "w1" if larger else "v1"), CAPACITY, "cpu")
     engine.compile()
     del which
     return engine
 
 
-def engine_of(config: Config, number: int = 0, which: int = 1) -> StepEngine:
+def engine_of(config: Config, number: int = 0, which: int = 1, version: str = "v1") -> StepEngine:
     """The compiled step of one of the inputs. Two daemons that live side by side need two (`which`)."""
-    return compiled(msgspec.json.encode(network_spec(config.inputs[number])), which)
+    return engine_for(network_spec(config.inputs[number]), version, which)
+
+
+def engine_for(spec: NetworkSpec, version: str, which: int) -> StepEngine:
+    """A version's: those of `w1`, `w2`, ... have more units than those of `v1`, `v2`, ..."""
+    usual = next((small for small, large in LARGER.items() if large == spec.units), spec.units)
+    units = LARGER[usual] if version[0] == "w" else usual
+    return compiled(msgspec.json.encode(msgspec.structs.replace(spec, units=units)), which)
 
 
 class Directory:
@@ -107,21 +116,41 @@ class Directory:
 
 
 class Library:
-    """versions.Shelf over a Directory."""
+    """versions.Shelf over a Directory: `v1`, `v2`, ... are of one network, `w1`, `w2`, ... of a larger one.
 
-    def __init__(self, engine: StepEngine, directory: Directory) -> None:
-        self._engine, self._directory = engine, directory
+    The other network takes `compiles` looks until it is compiled.
+    """
+
+    def __init__(self, engine: StepEngine, directory: Directory, layout: int, which: int) -> None:
+        self._engine, self._directory, self._layout, self._which = engine, directory, layout, which
         self.held: set[str] = {directory.champion}
+        self.compiles = 0
 
     def champion(self) -> str:
         """As of now."""
         return self._directory.champion
 
-    def load(self, version: str) -> None:
-        """If it is there."""
+    def load(self, version: str) -> bool:
+        """If it is there; another network later."""
         if version not in self._directory.versions:
             raise ModelMismatch(f"no version {version} here")
         self.held.add(version)
+        if version[0] == self._engine.model.version[0]:
+            return True
+        self.compiles -= 1
+        return self.compiles < 0
+
+    def network(self, version: str) -> int | None:
+        """By the first letter."""
+        if version not in self._directory.versions:
+            return None
+        return self._layout + (version[0] == "w")
+
+    def change(self, version: str) -> StepEngine:
+        """The other letter's engine."""
+        self._engine = engine_for(self._engine.model.spec, version, self._which)
+        self.use(version)
+        return self._engine
 
     def use(self, version: str) -> None:
         """Only what was loaded, and is kept."""
@@ -146,10 +175,12 @@ def make_pipeline(
     directory: Directory | None = None,
 ) -> Pipeline:
     """One input's pipeline; outputs go to partition (length of the key) % partitions."""
-    engine = engine_of(config, number, which)
     each, directory = config.inputs[number], directory or Directory()
-    shelf = Library(engine, directory)
-    versions = Versions(each.name, shelf, directory.champion, refresh_s=0.0, missing=config.models.missing)
+    engine = engine_of(config, number, which, directory.champion)
+    shelf = Library(engine, directory, layout, which)
+    layout += directory.champion[0] == "w"
+    models = config.models
+    versions = Versions(each.name, shelf, directory.champion, 0.0, models.missing, models.tail_records)
     return Pipeline(each, config.streams, engine, layout, versions, TOPICS, lambda _, key: len(key) % partitions)
 
 

@@ -86,12 +86,12 @@ def test_rollback_and_promote(models: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_what_no_daemon_could_use_is_not_promoted(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A version that is not there, is damaged, or is another network: one line, and the champion stays."""
+    """A version that is not there, is damaged, or forecasts something else: one line, and the champion stays."""
     model = registry.load(models, "v1")
-    spec = msgspec.structs.replace(model.spec, units=5)
+    spec = msgspec.structs.replace(model.spec, horizons=(1, 2))
     registry.save(models, msgspec.structs.replace(model, spec=spec, version="v3"), promote=False)
     (models / "v1" / registry.WEIGHTS_FILE).write_bytes(b"")
-    for version, says in (("v9", "missing"), ("v1", "damaged"), ("v3", "has units = 5, the config says 4")):
+    for version, says in (("v9", "missing"), ("v1", "damaged"), ("v3", "has horizons = [1,2], the config says [1]")):
         assert run(models, "promote", version) == 1
         error = capsys.readouterr().err
         assert says in error

@@ -16,7 +16,9 @@ from forecaster.credentials import ways
 from forecaster.effective import as_toml
 from forecaster.errors import ForecasterError, InvalidConfig, ModelMismatch
 from forecaster.guard import Guard, parse_listen
-from forecaster.networks import nothing_learned, trained_model
+from forecaster.model import registry
+from forecaster.model.spec import NetworkSpec
+from forecaster.networks import network_spec, nothing_learned, trained_model
 from forecaster.routing import Routes
 
 
@@ -137,7 +139,9 @@ def _model(config: InputConfig, *, learns: bool) -> Finding:
         return Finding.wrong(text if text.startswith(place) else f"{place}: {text}")
     if model is None:
         return Finding.fine(f"{place}: none, forecasts are the last value until `forecaster train`")
-    return Finding.fine(f"{place}: {config.model} version {model.version}")
+    sizes = set(NetworkSpec.__struct_fields__) - {*registry.QUESTION, "seasons"}
+    other = "; it ".join(registry.differences(model.spec, network_spec(config, ()), sorted(sizes)))
+    return Finding.fine(f"{place}: {config.model} version {model.version}{other and f', which {other}'}")
 
 
 def broker_findings(config: Config) -> list[Finding]:

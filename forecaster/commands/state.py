@@ -21,7 +21,7 @@ from forecaster.commands.check import input_topics, rekeyed_topics
 from forecaster.config import Config, load_config
 from forecaster.errors import Fatal
 from forecaster.messages import encode_state
-from forecaster.networks import network_spec, state_checksum
+from forecaster.networks import served_spec, state_checksum
 from forecaster.records import Commit, Output, TopicPartition
 from forecaster.routing import Routes
 from forecaster.states import Row
@@ -218,7 +218,7 @@ def _fields(config: Config, row: Row) -> dict[str, object] | None:
     """The row's numbers by their names, None where they are another network's."""
     from forecaster.model.layout import row_layout  # noqa: PLC0415
 
-    spec = network_spec(config.input(Routes(config.inputs, config.kafka).input_of(row.partition.topic)))
+    spec = served_spec(config.input(Routes(config.inputs, config.kafka).input_of(row.partition.topic)))
     try:
         state = row.state
     except ValueError:
@@ -247,7 +247,7 @@ def _placed(
     a later one would have the records up to that left out.
     """
     routes = Routes(config.inputs, config.kafka)
-    checksums = {each.name: state_checksum(network_spec(each)) for each in config.inputs}
+    checksums = {each.name: state_checksum(served_spec(each)) for each in config.inputs}
     for row in rows:
         topic, number = row.partition
         if topic not in topics:

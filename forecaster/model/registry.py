@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,8 @@ WEIGHTS_FILE = "weights.safetensors"
 MODEL_FILE = "model.json"
 CHAMPION_FILE = "champion"
 PROMOTIONS_MAX = 1_000
+# What is read and what is answered, which the config says. The rest of a spec is how.
+QUESTION = ("targets", "features", "categories", "horizons", "quantiles")
 
 # A version is a directory's name and travels in every forecast.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -155,16 +157,21 @@ def describe(directory: Path, version: str) -> Description:
 
 
 def require_fit(model: Model, spec: NetworkSpec, where: str) -> None:
-    """Refuse a model that was trained for something else than the config asks for.
+    """Refuse a model that answers another question than the config asks. Its sizes are its own.
 
     Raises:
         ModelMismatch: one line that begins with `where` and names the first difference.
     """
-    for field in NetworkSpec.__struct_fields__:
-        has, wants = getattr(model.spec, field), getattr(spec, field)
-        if has != wants:
-            difference = f"has {field} = {_plain(has)}, the config says {_plain(wants)}"
-            raise ModelMismatch(f"{where}: model {model.version} {difference}; train it again")
+    for difference in differences(model.spec, spec, QUESTION):
+        raise ModelMismatch(f"{where}: model {model.version} {difference}; train it again")
+
+
+def differences(has: NetworkSpec, wants: NetworkSpec, fields: Iterable[str]) -> Iterator[str]:
+    """Say which of these fields differ between a model's spec and the config's."""
+    for field in fields:
+        ours, theirs = getattr(has, field), getattr(wants, field)
+        if ours != theirs:
+            yield f"has {field} = {_plain(ours)}, the config says {_plain(theirs)}"
 
 
 def champion(directory: Path) -> str | None:

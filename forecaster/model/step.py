@@ -71,6 +71,10 @@ class StepEngine:
             self._table = tf.Variable(tf.zeros([capacity + 1, self.layout.width]), trainable=False)
             self._weights = {name: tf.Variable(value, trainable=False) for name, value in model.weights.items()}
 
+    def for_model(self, model: Model) -> StepEngine:
+        """Make one for another network, with as many streams, on the same device; it is not compiled yet."""
+        return StepEngine(model, self._capacity, "gpu" if self.device_name == "/GPU:0" else "cpu")
+
     @property
     def table_bytes(self) -> int:
         """Device memory that the table takes."""
@@ -92,10 +96,13 @@ class StepEngine:
         # XLA compiles on one core, without Python's lock: 1.5 s a bucket, two at a time.
         with ThreadPoolExecutor(COMPILE_THREADS) as pool:
             running = [pool.submit(warm, bucket) for bucket in self._buckets]
-            for done, finished in enumerate(as_completed(running), 1):
-                finished.result()
-                if progress is not None:
-                    progress(done, len(self._buckets))
+            try:
+                for done, finished in enumerate(as_completed(running), 1):
+                    finished.result()
+                    if progress is not None:
+                        progress(done, len(self._buckets))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # where `progress` had enough
         self._touched = []
 
     def step(self, inputs: StepInputs) -> StepOutputs:

@@ -94,9 +94,19 @@ class Library:
         """The newest."""
         return f"v{self._group.version}"
 
-    def load(self, version: str) -> None:
+    def load(self, version: str) -> bool:
         """All are there, for ever."""
         self._held.add(version)
+        return True
+
+    def network(self, version: str) -> int:
+        """All are of one."""
+        del version
+        return 7
+
+    def change(self, version: str) -> Arithmetic:
+        """Nobody asks for that."""
+        raise AssertionError(version)
 
     def use(self, version: str) -> None:
         """What is at hand."""
