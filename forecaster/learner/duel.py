@@ -15,10 +15,13 @@ LOSS_MAX = 10.0
 Verdict = Literal["open", "won", "lost"]
 
 
-def losses(scores: Scores) -> NDArray[np.float64]:
-    """[N]: each record's mean pinball loss over targets and horizons, in scales; NaN where nothing was settled."""
+def losses(scores: Scores, scale: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[N]: each record's mean pinball loss over targets and horizons, in scales; NaN where nothing was settled.
+
+    `scale` is the champion's for both: a rival that has seen less of a stream must not choose its own yardstick.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = np.minimum(scores.pinball.astype(np.float64) / scores.scale, LOSS_MAX)
+        scaled = np.minimum(scores.pinball.astype(np.float64) / scale, LOSS_MAX)
     scaled = scaled.reshape(len(scaled), -1)
     known = np.isfinite(scaled)
     with np.errstate(invalid="ignore"):

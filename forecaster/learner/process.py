@@ -1,8 +1,9 @@
 """The learner's process: it follows the live records, trains between duels, and changes the champion where one is won.
 
 Champion and rival are two compiled steps over two tables of states, and both step every record that comes. A rival
-begins with the champion's states, as it would in the daemon. After a change the old champion is the next rival, with
-the states that it went on with: should it win, it is put back.
+begins with the champion's states, or, where its network has other sizes, with those that the newest records make: as
+it would in the daemon. After a change the old champion is the next rival, with the states that it went on with: should
+it win, it is put back.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,6 +32,11 @@ from forecaster.model import registry
 from forecaster.model.columns import StreamHistory
 from forecaster.model.registry import Model
 from forecaster.networks import model_directory, network_spec
+
+if TYPE_CHECKING:
+    from forecaster.model.spec import NetworkSpec
+    from forecaster.model.step import StepEngine
+    from forecaster.model.tuning import Tuner
 
 LOCK_FILE = ".learner.lock"
 STANDBY_S = 5.0
@@ -106,7 +112,6 @@ class Learner:
     ) -> None:
         from forecaster.model.step import StepEngine  # noqa: PLC0415 - TensorFlow: a standby does without
         from forecaster.model.training import TrainOptions  # noqa: PLC0415
-        from forecaster.model.tuning import Tuner  # noqa: PLC0415
         from forecaster.shelf import load_model  # noqa: PLC0415
 
         self._config, self._input, self._directory = config.learning, input_config, directory
@@ -122,7 +127,7 @@ class Learner:
             clip_norm=config.training.clip_norm,
             seed=config.training.seed,
         )
-        self._tuner = Tuner(spec, self._options, self._config.buffer_records)
+        self._tuner = self._tuner_of(spec)
         self._recent = Recent(streams, self._config.buffer_records)
         # Not on the GPU, where the daemon's steps are.
         self._champion, self._challenger = (StepEngine(model, streams, "cpu") for _ in range(2))
@@ -165,10 +170,11 @@ class Learner:
         """Both step every record; what both have forecast is compared."""
         inputs = self._recent.add(batch)
         self._since_round += len(batch.slots)
-        champion = losses(self._champion.step(inputs).scores)
+        scores = self._champion.step(inputs).scores
         if self._rival is None:
             return
-        rival = losses(self._challenger.step(inputs).scores)
+        champion = losses(scores, scores.scale)
+        rival = losses(self._challenger.step(inputs).scores, scores.scale)
         # What falls due first was forecast before the duel, by the champion on both sides.
         own = self._settling[batch.slots] >= self._horizon
         np.add.at(self._settling, batch.slots, 1)
@@ -179,7 +185,9 @@ class Learner:
         try:
             champion = registry.champion(self._directory)
             if champion is not None and champion != self._champion.model.version:
-                self._champion.swap(self._load(self._input, champion))
+                before, model = self._champion, self._load(self._input, champion)
+                self._champion = self._stepping(before, model)
+                self._give_states(self._champion, before)
                 self._rival = None
                 self._steps_left = 0
                 self._say(f"{champion} was promoted: following it")
@@ -196,10 +204,17 @@ class Learner:
 
     # ------------------------------------------------------------------ training
 
+    def _tuner_of(self, spec: NetworkSpec) -> Tuner:
+        from forecaster.model.tuning import Tuner  # noqa: PLC0415 - TensorFlow
+
+        return Tuner(spec, self._options, self._config.buffer_records)
+
     def _begin_round(self) -> None:
         histories = [history for history in self._recent.histories() if len(history.time_s) > 1]
         self._since_round = 0
         if histories:
+            if self._tuner.spec != self._champion.model.spec:
+                self._tuner = self._tuner_of(self._champion.model.spec)
             self._tuner.begin(histories, self._champion.model.weights)
             self._trained_on = _describe(histories)
             self._steps_left = self._config.round_steps
@@ -243,10 +258,29 @@ class Learner:
             self._say(str(error))
 
     def _begin_duel(self, kind: Literal["trained", "found"], model: Model) -> None:
-        self._challenger.swap(model)
-        slots = np.arange(self._config.streams_max, dtype=np.int32)
-        self._challenger.write(slots, self._champion.read(slots))
+        self._challenger = self._stepping(self._challenger, model)
+        self._give_states(self._challenger, self._champion)
         self._rival = self._against_champion(kind)
+
+    def _stepping(self, engine: StepEngine, model: Model) -> StepEngine:
+        """A compiled step with these weights: this one, unless they are of another network."""
+        if engine.model.spec == model.spec:
+            engine.swap(model)
+            return engine
+        self._say(f"{model.version} has other sizes: compiling it")
+        made = engine.for_model(model)
+        made.compile()
+        return made
+
+    def _give_states(self, engine: StepEngine, other: StepEngine) -> None:
+        """The other's; or, where they do not fit, what the newest records make of none."""
+        slots = np.arange(self._config.streams_max, dtype=np.int32)
+        if engine.model.spec == other.model.spec:
+            engine.write(slots, other.read(slots))
+            return
+        engine.write(slots, np.tile(engine.layout.initial_row(), (len(slots), 1)))
+        for inputs in self._recent.replayed():
+            engine.step(inputs)
 
     def _against_champion(self, kind: Literal["trained", "found", "former"]) -> Rival:
         self._settling[:] = 0

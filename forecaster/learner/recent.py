@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -40,11 +41,12 @@ class Recent:
         self._held += len(kept.slots)
         while self._held > self._records_max and len(self._batches) > 1:
             self._held -= len(self._batches.popleft().slots)
-        before_s = self._before_s(batch)
-        fresh = np.isneginf(before_s)
-        # Records between the two may be missing here: the time since the last one is counted anew.
-        elapsed_s = np.where(fresh, 0.0, np.maximum(batch.time_s - before_s, 0.0)).astype(np.float32)
-        return StepInputs(batch.slots, fresh, batch.values, batch.features, batch.time_s, elapsed_s)
+        return _inputs(batch, self._newest_s)
+
+    def replayed(self) -> Iterator[StepInputs]:
+        """What is held, in its order, for a compiled step that has seen nothing yet."""
+        newest_s = np.full_like(self._newest_s, -np.inf)
+        return (_inputs(batch, newest_s) for batch in self._batches)
 
     def histories(self) -> list[StreamHistory]:
         """What is held, stream by stream; late records are left out."""
@@ -60,13 +62,23 @@ class Recent:
             histories.append(StreamHistory(name, time_s[in_order], values[in_order], features[in_order]))
         return histories
 
-    def _before_s(self, batch: Batch) -> NDArray[np.float64]:
-        """The time of each record's predecessor in its stream, -inf for the first: [N]."""
-        order = np.argsort(batch.slots, kind="stable")
-        slots, time_s = batch.slots[order], batch.time_s[order]
-        first = np.concatenate([[True], slots[1:] != slots[:-1]])
-        before = np.where(first, self._newest_s[slots], np.concatenate([[0.0], time_s[:-1]]))
-        np.maximum.at(self._newest_s, batch.slots, batch.time_s)
-        found = np.empty(len(order))
-        found[order] = before
-        return found
+
+def _inputs(batch: Batch, newest_s: NDArray[np.float64]) -> StepInputs:
+    """As the compiled step takes them; `newest_s`, by slot, goes on."""
+    before_s = _before_s(batch, newest_s)
+    fresh = np.isneginf(before_s)
+    # Records between the two may be missing here: the time since the last one is counted anew.
+    elapsed_s = np.where(fresh, 0.0, np.maximum(batch.time_s - before_s, 0.0)).astype(np.float32)
+    return StepInputs(batch.slots, fresh, batch.values, batch.features, batch.time_s, elapsed_s)
+
+
+def _before_s(batch: Batch, newest_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The time of each record's predecessor in its stream, -inf for the first: [N]."""
+    order = np.argsort(batch.slots, kind="stable")
+    slots, time_s = batch.slots[order], batch.time_s[order]
+    first = np.concatenate([[True], slots[1:] != slots[:-1]])
+    before = np.where(first, newest_s[slots], np.concatenate([[0.0], time_s[:-1]]))
+    np.maximum.at(newest_s, batch.slots, batch.time_s)
+    found = np.empty(len(order))
+    found[order] = before
+    return found

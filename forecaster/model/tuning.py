@@ -37,10 +37,13 @@ class Tuner:
         spec: the network.
         options: window, batch, clip norm, learning rate, part hidden, seed; of those for `training.train`.
         records_max: records that a round has at most.
+
+    Attributes:
+        spec: the network.
     """
 
     def __init__(self, spec: NetworkSpec, options: TrainOptions, records_max: int) -> None:
-        self._spec = spec
+        self.spec = spec
         self._options = options
         self._random = np.random.default_rng(options.seed)
         # One more for the row that stands for "no record".
@@ -56,7 +59,7 @@ class Tuner:
         options = self._options
         total = sum(len(history.time_s) for history in histories)
         length = int(np.clip(total / options.batch, 2 * options.window, LANE_MAX))
-        data = dataset(self._spec, histories, Cut(length, options.warmup, 0.0))
+        data = dataset(self.spec, histories, Cut(length, options.warmup, 0.0))
         assert len(data.packed) <= len(self._packed)
         self._packed[:] = data.packed[-1]
         self._packed[: len(data.packed) - 1] = data.packed[:-1]
@@ -94,10 +97,10 @@ class Tuner:
         options = self._options
         while True:
             lanes = [self._lanes[place] for place in self._random.permutation(len(self._lanes))]
-            yield from walk(lanes, options.batch, options.window, self._spec.steps[-1], len(self._packed) - 1)
+            yield from walk(lanes, options.batch, options.window, self.spec.steps[-1], len(self._packed) - 1)
 
     def _learn_window(
         self, learner: learning.Learner, window: learning.Batch, hidden: Tensor, pace: learning.Pace, records: Tensor
     ) -> tuple[Tensor, Tensor, learning.Learner]:
         batch = window._replace(future=tf.gather(records, window.future))
-        return learning.learn(self._spec, self._options, learner, batch, hidden, pace)
+        return learning.learn(self.spec, self._options, learner, batch, hidden, pace)

@@ -21,6 +21,7 @@ from forecaster.config import Config, build_config
 from forecaster.learner.feed import Feed
 from forecaster.metrics import Metrics
 from forecaster.model import registry
+from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
 from forecaster.outcome import Outcome
 from forecaster.shelf import UNTRAINED, begin_untrained
@@ -63,19 +64,19 @@ class Waves:
 
     def __init__(self) -> None:
         self.walking = False
-        self._at = 0
+        self.at = 0
         self._random = np.random.default_rng(1)
         self._values = np.full(STREAMS, 10.0)
 
     def next(self) -> Outcome:
         """One record of each stream, as they are committed."""
-        self._at += 1
+        self.at += 1
         noise = self._random.standard_normal(STREAMS)
-        phase = 2 * np.pi * (self._at / 6 + np.arange(STREAMS) / STREAMS)
+        phase = 2 * np.pi * (self.at / 6 + np.arange(STREAMS) / STREAMS)
         self._values = self._values + noise if self.walking else 10.0 + np.sin(phase) + 0.02 * noise
         return Outcome.empty()._replace(
             streams=[f"wave-{number}" for number in range(STREAMS)],
-            time_s=np.full(STREAMS, START_S + 60.0 * self._at),
+            time_s=np.full(STREAMS, START_S + 60.0 * self.at),
             values=self._values[:, None],
             features=np.zeros((STREAMS, 0), np.float32),
         )
@@ -201,6 +202,53 @@ def test_what_is_worse_does_not_take_over(tmp_path: Path) -> None:
         learner.until(lambda: learner.swaps("rejected") == 1, "it was not judged")
     assert registry.champion(directory) == UNTRAINED
     assert [each.version for each in registry.promotions(directory)] == [UNTRAINED]
+
+
+def leave(directory: Path, version: str, *, noise: float, **sizes: Any) -> None:
+    """Another job's version, of these sizes, in the directory: `noise` instead of the head that says the last value."""
+    parent = registry.load(directory, UNTRAINED)
+    spec = msgspec.structs.replace(parent.spec, **sizes)
+    weights = initial_weights(spec, 1)
+    kernel = weights["head/kernel"]
+    weights["head/kernel"] = (kernel + noise * np.random.default_rng(3).standard_normal(kernel.shape)).astype(
+        np.float32
+    )
+    registry.save(directory, Model(spec=spec, weights=weights, version=version, parent=UNTRAINED), promote=False)
+
+
+@pytest.mark.timeout(2 * WAIT_MAX_S)
+def test_other_sizes_are_judged_like_any_others(tmp_path: Path) -> None:
+    """Versions of two other networks are left there: the one that forecasts nonsense is not used, the better one is."""
+    directory = tmp_path / "models"
+    with fed(make_config(directory, round_records=10**9)) as learner:
+        learner.until(lambda: learner.feed.pid and learner.waves.at > 400, "nothing to make states of")
+        leave(directory, "worse", noise=5.0, units=6, cell="lstm")
+        learner.until(lambda: learner.swaps("rejected") == 1, "the worse one was not judged")
+        assert registry.champion(directory) == UNTRAINED
+        # Its weights are untrained as the champion's are; what its streams learn by themselves makes the difference.
+        leave(directory, "better", noise=0.0, memory=12, readout=True, hedge=True)
+        learner.until(lambda: learner.swaps("promoted") == 1, "the better one was not used")
+    assert [each.version for each in registry.promotions(directory)] == [UNTRAINED, "better"]
+
+
+@pytest.mark.timeout(2 * WAIT_MAX_S)
+def test_other_sizes_that_somebody_promotes_are_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The learner goes on from them: what it trains next is of the new network, and challenges it."""
+    directory = tmp_path / "models"
+    caplog.set_level("INFO", "forecaster")
+
+    def said(text: str) -> bool:
+        return any(text in str(vars(record)) for record in caplog.records)
+
+    with fed(make_config(directory, round_steps=20, duel_records=200)) as learner:
+        learner.until(lambda: said("following waves"), "no learner")
+        leave(directory, "larger", noise=0.0, units=6)
+        registry.set_champion(directory, "larger")
+        learner.until(lambda: said("larger was promoted: following it"), "nobody heard of it")
+        trained = learner.swaps("rejected") + learner.swaps("promoted")
+        learner.until(lambda: learner.swaps("rejected") + learner.swaps("promoted") > trained, "nothing was trained")
+    for version in set(registry.versions(directory)) - {UNTRAINED}:
+        assert registry.describe(directory, version).spec.units == 6
 
 
 @pytest.mark.timeout(WAIT_MAX_S)

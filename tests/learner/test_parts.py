@@ -57,7 +57,16 @@ def test_losses_are_in_scales_and_bounded() -> None:
     pinball = np.array([[[2.0, 4.0]], [[1e9, np.nan]], [[np.nan, np.nan]]], np.float32)
     scale = np.array([[[2.0, 2.0]], [[1e-9, 1.0]], [[1.0, 1.0]]], np.float32)
     scores = Scores(none, none, scale, pinball, none, none, none)
-    np.testing.assert_array_equal(losses(scores), [1.5, LOSS_MAX, np.nan])
+    np.testing.assert_array_equal(losses(scores, scores.scale), [1.5, LOSS_MAX, np.nan])
+
+
+def test_a_rival_is_measured_with_the_champions_yardstick() -> None:
+    """A rival that has seen less of a stream has another scale: its loss is in the champion's all the same."""
+    none = np.zeros((1, 1, 1), np.float32)
+    scores = Scores(
+        none, none, np.full((1, 1, 1), 50.0, np.float32), np.full((1, 1, 1), 4.0, np.float32), none, none, none
+    )
+    np.testing.assert_array_equal(losses(scores, np.full((1, 1, 1), 2.0, np.float32)), [2.0])
 
 
 def make_batch(slots: list[int], times: list[float]) -> Batch:
@@ -75,6 +84,17 @@ def test_recent_records_are_as_the_step_takes_them() -> None:
     inputs = recent.add(make_batch([0, 2, 2], [21.0, 14.0, 18.0]))
     assert inputs.fresh.tolist() == [False, False, False]
     assert inputs.elapsed_s.tolist() == [10.0, 0.0, 4.0]
+
+
+def test_recent_records_are_replayed_as_if_nothing_had_been_before() -> None:
+    """What is still held comes again in its order, each stream's first one fresh; the live ones go on unchanged."""
+    recent = Recent(2, 3)
+    recent.add(make_batch([0, 1, 0], [1.0, 2.0, 4.0]))
+    recent.add(make_batch([1, 0, 1], [7.0, 8.0, 9.0]))
+    (inputs,) = recent.replayed()
+    assert (inputs.slots.tolist(), inputs.fresh.tolist()) == ([1, 0, 1], [True, True, False])
+    assert inputs.elapsed_s.tolist() == [0.0, 0.0, 2.0]
+    assert recent.add(make_batch([0], [12.0])).elapsed_s.tolist() == [4.0]
 
 
 def test_recent_records_are_bounded_and_in_order() -> None:
