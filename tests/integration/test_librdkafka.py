@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from conftest import Broker, NewTopics
 from kafka_witness import committed, poll_until, produce, read_committed, settings
 
-from forecaster.errors import BrokerUnavailable, Fatal, InvalidConfig, TransactionAborted
+from forecaster.errors import BrokerUnavailable, Fatal, Fenced, InvalidConfig, TransactionAborted
 from forecaster.kafka import group_members, open_source
 from forecaster.kafka.librdkafka.records import as_records
 from forecaster.kafka.librdkafka.sink import LibrdkafkaSink
@@ -131,6 +131,17 @@ def test_an_error_between_records_waits_for_the_next_poll(source: LibrdkafkaSour
     a, b = (Message(topic=topic, partition=0, offset=n, value=b"%d" % n, timestamp=(1, 5)) for n in (7, 8))
     assert [record.offset for record in source._records([a, between, b])] == [7, 8]
     with pytest.raises(BrokerUnavailable):
+        source.poll(0.1)
+
+
+def test_fenced_after_an_outage_joins_anew(source: LibrdkafkaSource, topic: str) -> None:
+    """An outage may take a join's answer, and the client is fenced for it: another one goes on, but once only."""
+    fenced = Fenced("fenced")
+    source._away_s, source._postponed = time.monotonic(), fenced
+    polls = poll_until(source, lambda polls: any(poll.assigned for poll in polls))
+    assert [partition for poll in polls for partition in poll.revoked] == [TopicPartition(topic, 0)]
+    source._postponed = fenced
+    with pytest.raises(Fenced):
         source.poll(0.1)
 
 

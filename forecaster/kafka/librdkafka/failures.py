@@ -20,13 +20,13 @@ from forecaster.records import TopicPartition
 if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
 
+AWAY = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})  # noqa: SLF001 - the library's names
 # None of these is the loop's to mend: the client goes on by itself.
 PASSING = frozenset(
     {
         KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001 - the library's constants are named so
         KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001
-        KafkaError._TRANSPORT,  # noqa: SLF001
-        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+        *AWAY,
         KafkaError.UNKNOWN_TOPIC_OR_PART,  # deleted, or a broker that has just started
     }
 )

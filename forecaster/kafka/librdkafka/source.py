@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from confluent_kafka import Consumer, KafkaException, Message
 from confluent_kafka import TopicPartition as ClientPartition
 
-from forecaster.errors import BrokerUnavailable
+from forecaster.errors import BrokerUnavailable, Fenced
 from forecaster.kafka.holdings import Holdings
 from forecaster.kafka.leaving import leave_group
 from forecaster.kafka.librdkafka import clients, failures
@@ -34,6 +35,7 @@ from forecaster.kafka.source import (
 )
 from forecaster.kafka.state import StateReader
 from forecaster.kafka.topics import require_topics
+from forecaster.log import event
 from forecaster.records import Assigned, Poll, Record, TopicPartition
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 PATTERN_INTERVAL_S = 60.0
 # Before the consumer is closed: 0.2 s.
 LAST_POLLS = 4
+# A broker that comes back answers the first joins within so long.
+OUTAGE_MEMORY_S = 120.0
 
 
 class Membership(NamedTuple):
@@ -74,6 +78,7 @@ class LibrdkafkaSource:
         self._moved: dict[TopicPartition, int] = {}  # to be sought, which the client does not do just now
         self._positions: dict[TopicPartition, int] = {}  # the next offset of each live partition
         self._answered_s = time.monotonic()
+        self._away_s = -OUTAGE_MEMORY_S  # when there was no broker for us
         self._postponed: ForecasterError | None = None  # for the next poll: this one had records already
         self._topics: tuple[str, ...] = tuple(topics)
         self._pattern = re.compile(subscription_pattern(config, topics, patterns)) if patterns else None
@@ -91,6 +96,18 @@ class LibrdkafkaSource:
             BrokerUnavailable: silence, and no answer to a question either. Nothing is lost: poll again.
             Fenced: another member has this one's instance name.
         """
+        try:
+            return self._poll(timeout_s)
+        except BrokerUnavailable:
+            self._away_s = time.monotonic()
+            raise
+        except Fenced:
+            if time.monotonic() - self._away_s > OUTAGE_MEMORY_S:
+                raise
+            self._join_anew()
+            return Poll([], [], self._held.take_revoked())
+
+    def _poll(self, timeout_s: float) -> Poll:
         self._subscribe()
         messages = self._fetch(timeout_s)
         # As these records were fetched: by the time of the commit the group may have moved on, and the broker must
@@ -180,6 +197,24 @@ class LibrdkafkaSource:
         self._client.close()
         self._consumer = None
 
+    def _join_anew(self) -> None:
+        """Trap: an outage may take the answer to a join, in which the member got a new id.
+
+        The client then comes with its old one, is taken for a namesake's victim, and is of no use any more. Another
+        one of the same name gets the partitions at once; if there is a namesake after all, that one is fenced, or
+        this one, and with no outage to blame.
+        """
+        event(clients.log, "fenced after an outage: joining anew", level=logging.WARNING)
+        self._away_s = -OUTAGE_MEMORY_S
+        for partition in [*self._held.pending, *self._held.owned]:
+            self._held.lose(partition)
+        self._moved.clear()
+        self._postponed = None
+        self._close_consumer()
+        self._consumer, self._matched_s = clients.group_consumer(self._config), None
+        atexit.register(self._close_consumer)
+        self.membership = self._member()
+
     @property
     def _client(self) -> Consumer:
         assert self._consumer is not None
@@ -237,6 +272,8 @@ class LibrdkafkaSource:
             self._postponed = failures.translate(error, self._config)
         else:
             clients.log.warning("%s", error.str())
+            if error.code() in failures.AWAY:
+                self._away_s = time.monotonic()
         return True
 
     def _seek(self, partition: TopicPartition, offset: int) -> None:
