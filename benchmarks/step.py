@@ -24,7 +24,7 @@ from forecaster.model.network import output_shapes
 from forecaster.model.step import StepEngine
 from forecaster.shelf import load_model
 
-GRID = ((1, 1), (100, 1), (1, 10), (100, 10), (1, 64), (16, 125), (1, 256), (1, 1_024), (2, 1_000), (4, 1_024))
+GRID = ((1, 1), (1_000, 1), (1_000, 2), (1, 10), (200, 10), (1, 64), (16, 125), (1, 256), (1, 1_024), (2, 1_000))
 COPY_BYTES = 256 * 1024 * 1024
 
 

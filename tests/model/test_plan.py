@@ -59,7 +59,7 @@ def test_poll_of_four_hundred_streams_fills_two_buckets() -> None:
     """400 streams take two calls of 256, not one of 1,024 that is mostly padding."""
     assert [bucket.streams for bucket in cover(400, BUCKETS)] == [256, 256]
     assert [bucket.streams for bucket in cover(1000, BUCKETS)] == [1024]
-    assert [bucket.streams for bucket in cover(2050, BUCKETS)] == [1024, 1024, 16]
+    assert [bucket.streams for bucket in cover(2050, BUCKETS)] == [1024, 1024, 4]
 
 
 def test_slot_that_changes_hands_within_a_poll() -> None:
@@ -84,9 +84,10 @@ def test_fresh_stream_in_several_calls_begins_once() -> None:
 
 def test_small_table_needs_small_buckets_only() -> None:
     """A bucket that the capacity can never fill is not compiled."""
-    assert [bucket.streams for bucket in buckets_for(10)] == [16]
-    assert [bucket.streams for bucket in buckets_for(17)] == [16, 64]
-    assert [bucket.streams for bucket in buckets_for(100_000)] == [16, 64, 256, 1024]
+    assert [bucket.streams for bucket in buckets_for(3)] == [4]
+    assert [bucket.streams for bucket in buckets_for(10)] == [4, 16]
+    assert [bucket.streams for bucket in buckets_for(17)] == [4, 16, 64]
+    assert [bucket.streams for bucket in buckets_for(100_000)] == [4, 16, 64, 256, 1024]
 
 
 def test_empty_poll_makes_no_call() -> None:

@@ -116,12 +116,12 @@ def test_stream_that_takes_a_slot_knows_nothing_of_the_last_one(
 
 
 def test_ragged_polls_never_trace_again(engine: StepEngine, spec: NetworkSpec) -> None:
-    """Two hundred polls of all shapes run on the three traces of compile()."""
+    """Two hundred polls of all shapes run on the four traces of compile()."""
     random = np.random.default_rng(0)
     for poll in range(200):
         records = int(random.integers(1, 3 + 3 * poll))
         engine.step(ragged(spec, records, int(random.integers(1, 200)), seed=poll))
-    assert engine.traces == 3
+    assert engine.traces == 4
 
 
 def test_written_rows_go_on_as_if_never_interrupted(engine: StepEngine, spec: NetworkSpec, same: Same) -> None:
@@ -292,7 +292,7 @@ def test_swapped_weights_are_used_with_no_new_trace(engine: StepEngine, spec: Ne
     engine.swap(make_model(spec, seed=77, version="v2"))
     after = engine.step(inputs)
     assert np.abs(before.up - after.up).max() > 1e-3
-    assert engine.traces == 3
+    assert engine.traces == 4
 
 
 def test_weights_of_another_network_are_refused(spec: NetworkSpec) -> None:
