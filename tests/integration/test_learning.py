@@ -16,7 +16,8 @@ from typing import Self
 
 import numpy as np
 import pytest
-from confluent_kafka import Producer
+from another_job import leave
+from confluent_kafka import Message, Producer
 from conftest import Broker, NewTopics
 from kafka_witness import WAIT_MAX_S, read_committed
 
@@ -53,7 +54,7 @@ batch_streams = 8
 enabled = true
 streams_max = {streams}
 buffer_records = 4_000
-round_records = 800
+round_records = {round_records}
 round_steps = 150
 learning_rate = 0.02
 duel_records = 400
@@ -120,55 +121,93 @@ def daemon(config: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(10)
 
 
+class Scene:
+    """A daemon that learns, and records for it; what it has done so far."""
+
+    def __init__(self, kafka: Broker, topic: str, tmp_path: Path, round_records: int) -> None:
+        self.name = f"learning-{topic}"
+        self.models, self.config, self._log = tmp_path / "models", tmp_path / "config.toml", tmp_path / "log"
+        self._kafka, self._topic = kafka, topic
+        text = CONFIG.format(
+            bootstrap=kafka.bootstrap_servers,
+            name=self.name,
+            streams=STREAMS,
+            topic=topic,
+            models=self.models,
+            round_records=round_records,
+        )
+        self.config.write_text(text)
+        assert main(["topics", "create", "--config", str(self.config)]) == 0
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """It runs, and drains at the end with every record answered by a forecast, each once; nothing stays behind."""
+        with daemon(self.config) as self._process, Waves(self._kafka, self._topic) as waves:
+            yield
+            time.sleep(1.0)  # some records more
+            waves.finish()
+            self.until(lambda: len(self.forecasts()) == waves.written)
+            pid = self._process.pid
+            children = [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+            self._process.send_signal(signal.SIGTERM)
+            assert self._process.wait(30) == 0
+        assert read_committed(self._kafka.bootstrap_servers, f"{self.name}-dead") == []
+        assert main(["verify", "--config", str(self.config)]) == 0
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+    def until(self, holds: Callable[[], object]) -> None:
+        """Wait for it, as long as the daemon lives."""
+        deadline = time.monotonic() + LEARN_MAX_S
+        while not holds():
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.5)
+
+    def log(self, text: str) -> int:
+        """How often the log says so."""
+        return self._log.read_text().count(text)
+
+    def forecasts(self) -> list[Message]:
+        """Those that are committed."""
+        return read_committed(self._kafka.bootstrap_servers, f"{self.name}-forecasts")
+
+    def versions(self) -> list[list[str]]:
+        """Of each input partition's forecasts, each once for a run of it, in the records' order."""
+        found: dict[int, list[tuple[int, str]]] = {}
+        for message in self.forecasts():
+            _, partition, offset = dict(message.headers())["source"].decode().rsplit("/", 2)
+            version = json.loads(message.value())["model"].partition("@")[2]
+            found.setdefault(int(partition), []).append((int(offset), version))
+        versions = [[version for _, version in sorted(each)] for each in found.values()]
+        return [[version for i, version in enumerate(each) if not i or each[i - 1] != version] for each in versions]
+
+
 @pytest.mark.timeout(2 * LEARN_MAX_S)
 def test_what_was_learned_is_used_and_can_be_taken_back(kafka: Broker, new_topic: NewTopics, tmp_path: Path) -> None:
     """A daemon that has learned nothing puts better weights in use and loses no record; a person's rollback holds."""
-    topic, models, config = new_topic("waves", partitions=PARTITIONS), tmp_path / "models", tmp_path / "config.toml"
-    name = f"learning-{topic}"
-    text = CONFIG.format(bootstrap=kafka.bootstrap_servers, name=name, streams=STREAMS, topic=topic, models=models)
-    config.write_text(text)
-    assert main(["topics", "create", "--config", str(config)]) == 0
-
-    def log(text: str = "") -> int:
-        return (tmp_path / "log").read_text().count(text)
-
-    def answered() -> int:
-        return len(read_committed(kafka.bootstrap_servers, f"{name}-forecasts"))
-
-    with daemon(config) as process, Waves(kafka, topic) as waves:
-
-        def until(holds: Callable[[], bool]) -> None:
-            deadline = time.monotonic() + LEARN_MAX_S
-            while not holds():
-                text = (tmp_path / "log").read_text()
-                assert process.poll() is None, text
-                assert time.monotonic() < deadline, text
-                time.sleep(0.5)
-
-        until(lambda: log("weights taken up") == 1)
-        learned = registry.champion(models)
-        assert registry.describe(models, str(learned)).parent == UNTRAINED
-        assert main(["models", "rollback", "--config", str(config)]) == 0
-        until(lambda: log("weights taken up") == 2)
-        time.sleep(1.0)  # some records more
-        waves.finish()
-        until(lambda: answered() == waves.written)
-        children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    assert read_committed(kafka.bootstrap_servers, f"{name}-dead") == []
-    assert main(["verify", "--config", str(config)]) == 0
-    for changes in by_partition(kafka, f"{name}-forecasts"):
-        assert changes == [UNTRAINED, learned, UNTRAINED]
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    scene = Scene(kafka, new_topic("waves", partitions=PARTITIONS), tmp_path, round_records=800)
+    with scene.on():
+        scene.until(lambda: scene.log("weights taken up") == 1)
+        learned = registry.champion(scene.models)
+        assert registry.describe(scene.models, str(learned)).parent == UNTRAINED
+        assert main(["models", "rollback", "--config", str(scene.config)]) == 0
+        scene.until(lambda: scene.log("weights taken up") == 2)
+    assert scene.versions() == [[UNTRAINED, learned, UNTRAINED]] * PARTITIONS
 
 
-def by_partition(kafka: Broker, topic: str) -> list[list[str]]:
-    """The versions of each input partition's forecasts, each once for a run of it, in the records' order."""
-    found: dict[int, list[tuple[int, str]]] = {}
-    for message in read_committed(kafka.bootstrap_servers, topic):
-        _, partition, offset = dict(message.headers())["source"].decode().rsplit("/", 2)
-        version = json.loads(message.value())["model"].partition("@")[2]
-        found.setdefault(int(partition), []).append((int(offset), version))
-    versions = [[version for _, version in sorted(each)] for each in found.values()]
-    return [[version for i, version in enumerate(each) if not i or each[i - 1] != version] for each in versions]
+@pytest.mark.timeout(2 * LEARN_MAX_S)
+def test_other_sizes_are_put_in_use_where_they_are_better(kafka: Broker, new_topic: NewTopics, tmp_path: Path) -> None:
+    """Another job leaves two versions with other sizes: the worse is never used; for the better no record is lost."""
+    scene = Scene(kafka, new_topic("waves", partitions=PARTITIONS), tmp_path, round_records=10**9)
+    with scene.on():
+        scene.until(lambda: scene.log("following waves"))
+        time.sleep(5.0)  # something to make states of
+        leave(scene.models, "worse", noise=5.0, units=6, cell="lstm")
+        scene.until(lambda: scene.log("challenger rejected"))
+        # Its weights are untrained as the champion's are; what its streams learn by themselves makes the difference.
+        leave(scene.models, "better", noise=0.0, memory=12, readout=True, hedge=True)
+        scene.until(lambda: scene.log("another network input=waves version=better"))
+        scene.until(lambda: scene.log(" restored ") == 2 * PARTITIONS)
+        # Its compile took place beside the loop: the group never missed this member.
+        assert scene.log("gained=") == 1
+    assert scene.versions() == [[UNTRAINED, "better"]] * PARTITIONS

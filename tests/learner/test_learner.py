@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import pytest
+from another_job import leave
 from prometheus_client import CollectorRegistry
 
 from forecaster.config import Config, build_config
 from forecaster.learner.feed import Feed
 from forecaster.metrics import Metrics
 from forecaster.model import registry
-from forecaster.model.network import initial_weights
 from forecaster.model.registry import Model
 from forecaster.outcome import Outcome
 from forecaster.shelf import UNTRAINED, begin_untrained
@@ -202,18 +202,6 @@ def test_what_is_worse_does_not_take_over(tmp_path: Path) -> None:
         learner.until(lambda: learner.swaps("rejected") == 1, "it was not judged")
     assert registry.champion(directory) == UNTRAINED
     assert [each.version for each in registry.promotions(directory)] == [UNTRAINED]
-
-
-def leave(directory: Path, version: str, *, noise: float, **sizes: Any) -> None:
-    """Another job's version, of these sizes, in the directory: `noise` instead of the head that says the last value."""
-    parent = registry.load(directory, UNTRAINED)
-    spec = msgspec.structs.replace(parent.spec, **sizes)
-    weights = initial_weights(spec, 1)
-    kernel = weights["head/kernel"]
-    weights["head/kernel"] = (kernel + noise * np.random.default_rng(3).standard_normal(kernel.shape)).astype(
-        np.float32
-    )
-    registry.save(directory, Model(spec=spec, weights=weights, version=version, parent=UNTRAINED), promote=False)
 
 
 @pytest.mark.timeout(2 * WAIT_MAX_S)
