@@ -148,21 +148,25 @@ class Learner:
     def run(self) -> None:
         """For ever."""
         while True:
-            for batch in self._incoming.take(0.0 if self._steps_left and not self._rival else IDLE_S):
-                self._follow(batch)
-            if dropped := self._incoming.take_dropped():
-                self._outgoing.tell(wire.Dropped(dropped))
-            if time.monotonic() - self._looked_s >= self._refresh_s:
-                self._looked_s = time.monotonic()
-                self._look()
-            if self._rival is not None:
-                self._judge(self._rival)
-            elif self._found:
-                self._challenge_with(self._found.popleft())
-            elif self._steps_left:
-                self._train()
-            elif self._since_round >= self._config.round_records:
-                self._begin_round()
+            self.turn()
+
+    def turn(self) -> None:
+        """Step what has come, and then some of what there is to do: judge, or train."""
+        for batch in self._incoming.take(0.0 if self._steps_left and not self._rival else IDLE_S):
+            self._follow(batch)
+        if dropped := self._incoming.take_dropped():
+            self._outgoing.tell(wire.Dropped(dropped))
+        if time.monotonic() - self._looked_s >= self._refresh_s:
+            self._looked_s = time.monotonic()
+            self._look()
+        if self._rival is not None:
+            self._judge(self._rival)
+        elif self._found:
+            self._challenge_with(self._found.popleft())
+        elif self._steps_left:
+            self._train()
+        elif self._since_round >= self._config.round_records:
+            self._begin_round()
 
     # ------------------------------------------------------------------ following
 
