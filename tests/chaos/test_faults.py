@@ -28,6 +28,7 @@ ANSWER_TIMEOUT_S = 120.0
 
 CONFIG = """\
 [kafka]
+client = "{client}"
 bootstrap_servers = "{bootstrap}"
 group_id = "{name}"
 forecast_topic = "{name}.forecasts"
@@ -66,6 +67,7 @@ class Site(NamedTuple):
     """One group's topics on the broker, and how to start its daemons."""
 
     kafka: DevKafka
+    file: Path
     config: Config
     daemon: Callable[[str], DaemonProcess]
 
@@ -112,13 +114,14 @@ def kafka(directory: Path) -> Iterator[DevKafka]:
 
 
 @pytest.fixture
-def make_site(kafka: DevKafka, directory: Path) -> Iterator[Callable[..., Site]]:
-    """`make_site("name", partitions=2, state={...})`; its daemons end with the test."""
+def make_site(kafka: DevKafka, directory: Path, client: str) -> Iterator[Callable[..., Site]]:
+    """`make_site("name", partitions=2, state={...})`, for each client; its daemons end with the test."""
     started: list[DaemonProcess] = []
 
-    def make(name: str, partitions: int = 2, state: dict[str, str] | None = None) -> Site:
+    def make(what: str, partitions: int = 2, state: dict[str, str] | None = None) -> Site:
+        name = f"{what}-{client}"
         file = directory / f"{name}.toml"
-        file.write_text(CONFIG.format(bootstrap=kafka.bootstrap_servers, name=name, directory=directory))
+        file.write_text(CONFIG.format(client=client, bootstrap=kafka.bootstrap_servers, name=name, directory=directory))
         config = load_config(file)
         save_noisy_model(directory / f"model-{name}", config)
         names = (config.kafka.forecast_topic, config.kafka.signal_topic, config.kafka.dead_letter_topic)
@@ -135,7 +138,7 @@ def make_site(kafka: DevKafka, directory: Path) -> Iterator[Callable[..., Site]]
             started[-1].start()
             return started[-1]
 
-        return Site(kafka, config, daemon)
+        return Site(kafka, file, config, daemon)
 
     yield make
     for each in started:
@@ -147,7 +150,7 @@ def test_two_of_one_name(make_site: Callable[..., Site], directory: Path) -> Non
     site = make_site("fenced")
     older = site.daemon("fenced-same")
     older.await_line("restored", START_TIMEOUT_S, times=2)
-    newer = DaemonProcess(directory / "fenced.toml", "fenced-same", directory, directory / "xla")
+    newer = DaemonProcess(site.file, "fenced-same", directory, directory / "xla")
     newer.start()
     try:
         assert older.wait(START_TIMEOUT_S) == 1
