@@ -116,7 +116,7 @@ PLACES = [
     ),
     ({"kafka": {"oauth_token_url": "http://idp/token"}}, "[kafka] oauth_token_url: expected https://"),
     ({"kafka": {"oauth_token_url": "https://idp/token"}}, "[kafka] oauth_client_id: oauth_token_url needs one"),
-    ({"streams": {"capacity": 10}}, "[streams] capacity: expected at least kafka.poll_records_max (2000), got 10"),
+    ({"streams": {"capacity": 10}}, "[streams] capacity: expected at least kafka.poll_records_max (4000), got 10"),
 ]
 
 
