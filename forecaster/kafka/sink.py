@@ -88,9 +88,10 @@ class KafkaSink:
                     if partition is not None:
                         sent[topic, partition] = ClientPartition(topic, partition)
                     continue
-                future, full, new, _ = append(known, timestamp_ms, key, value, headers)
+                future, _, new, _ = append(known, timestamp_ms, key, value, headers)
                 keep(future)
-                if full or new:
+                # Once for each full batch; while one waits the client calls every record after it reason enough.
+                if new:
                     wake()
 
     def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
