@@ -9,6 +9,10 @@ come from the package bokeh-sampledata.
 Protocol: every row is forecast before it is learned from; a forecast h rows ahead is
 learned from h rows later. The shared weights are fitted on the train rows alone. The
 constants of the adaptive parts were chosen on rows before the scored ones.
+
+Reliability: the worst gap between "up" claimed and happened among the tenths that have
+enough cases, how many cases that one has, and how many tenths are off by more than .03
+beyond chance (reliability.py says what is enough). The JSON has every tenth.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from reliability import Tenth, reliability, tenths
 
 from forecaster.backtest import Score, play_model, play_points, table, train_deviation
 from forecaster.model.spec import NetworkSpec
@@ -98,15 +104,20 @@ def main() -> None:
     every: list[dict[str, object]] = []
     print(HEADER)
     for name in arguments.sets.split(","):
-        scores = run(name, arguments)
+        scores, odds = run(name, arguments)
         every += [{"set": name, **msgspec.to_builtins(score)} for score in scores]
-        show(name, scores)
+        every += [
+            {"set": name, "horizon": horizon, "scope": "tenth", **msgspec.to_builtins(tenth)}
+            for horizon, found in odds.items()
+            for tenth in found
+        ]
+        show(name, scores, odds)
         if arguments.json:
             arguments.json.write_bytes(msgspec.json.encode(every))
 
 
-def run(name: str, arguments: argparse.Namespace) -> list[Score]:
-    """Train on the train rows, play all of them, score."""
+def run(name: str, arguments: argparse.Namespace) -> tuple[list[Score], dict[int, list[Tenth]]]:
+    """Train on the train rows, play all of them, score; and by horizon the tenths of the odds."""
     each = SETS[name]
     series, rows = read(each, arguments.data)
     horizons = tuple(int(word) for word in arguments.horizons.split(",")) if arguments.horizons else tuple(range(1, 49))
@@ -122,10 +133,11 @@ def run(name: str, arguments: argparse.Namespace) -> list[Score]:
     paths = [path for path in PATHS if path in horizons]
     last = play_points(series, horizons, naive(series, rows, horizons, 1), seconds=0.0)
     deviation = train_deviation(series, rows)
-    return [
+    scores = [
         *table("forecaster", series, rows, played, paths, deviation),
         *table(NAIVE, series, rows, last, paths, deviation),
     ]
+    return scores, {path: tenths(played, rows, path) for path in paths}
 
 
 def spec_for(seasons: tuple[int, ...], horizons: tuple[int, ...], arguments: argparse.Namespace) -> NetworkSpec:
@@ -178,12 +190,13 @@ def _time(text: str) -> float:
 
 
 HEADER = f"""
-{"":12} {"":>3} | {"MSE of the path, in deviations of the train rows":^58} | {"step H alone":^49}
+{"":12} {"":>3} | {"MSE of the path, in deviations of the train rows":^58} | {"step H alone":^49} | {"reliability":^17}
 {"set":12} {"H":>3} | {"last":>8} {"publ.":>8} {"linear":>8} {"goal":>8} {"stretch":>8} {"OURS":>8} {"":>4} \
-| {"MSE":>7} {"pinball":>8} {"linear":>7} {"cover":>6} {"dir":>6} {"linear":>6} {"+-":>5}"""
+| {"MSE":>7} {"pinball":>8} {"linear":>7} {"cover":>6} {"dir":>6} {"linear":>6} {"+-":>5} \
+| {"gap":>6} {"cases":>6} {"off":>3}"""
 
 
-def show(name: str, scores: list[Score]) -> None:
+def show(name: str, scores: list[Score], odds: dict[int, list[Tenth]]) -> None:
     """Print a set's lines."""
     each = SETS[name]
     found = {(score.model, score.horizon, score.scope): score for score in scores if score.target == "*"}
@@ -196,13 +209,14 @@ def show(name: str, scores: list[Score]) -> None:
         goal, stretch = each.goal[place], each.stretch[place]
         if each.log == "log":
             goal, stretch = 1.01 * last.mse, last.mse
+        gap, count, off = reliability(odds[horizon])
         mark = "**" if ours.mse <= stretch else "*" if ours.mse <= goal else "-"
         figures = [last.mse, each.published[place], each.linear[place], goal, stretch, ours.mse]
         print(
             f"{name:12} {horizon:3} | {' '.join(f'{_short(figure):>8}' for figure in figures)} {mark:>4} | "
             f"{_short(single.mse):>7} {_short(single.pinball):>8} {_short(each.pinball[place]):>7} "
             f"{single.coverage80:6.3f} {single.direction_hit_rate:6.3f} {_short(each.direction[place]):>6} "
-            f"{single.direction_halfwidth:5.3f}",
+            f"{single.direction_halfwidth:5.3f} | {gap:+6.3f} {count:6} {off:3}",
             flush=True,
         )
 

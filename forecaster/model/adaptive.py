@@ -1,7 +1,7 @@
 """From the shared network's forecast to the one that is published: what a stream has learned by itself.
 
-    learn     by the targets that this record brings: readout, hedge, calibration
-    forecast  readout -> hedge over all experts -> quantiles and odds around it
+    learn     by the targets that this record brings: readout, hedge, its correction, calibration
+    forecast  readout -> hedge over all experts -> its correction -> quantiles and odds around it
     keep      what each expert said, until the target comes
 
 A forecast of horizon h is learned from h records later, never before.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from forecaster.model import calibration, hedge, readout
+from forecaster.model import calibration, correction, hedge, readout
 from forecaster.model.geometry import experts
 from forecaster.model.memory import Remembered, clock_features
 from forecaster.model.runtime import Fields, Tensor, tf
@@ -52,6 +52,8 @@ class Kept(NamedTuple):
 
     said: Tensor  # by each expert, the last value's 0 first
     slopes: Tensor
+    mixed: Tensor
+    corrected: Tensor
     middle: Tensor
     odds: Tensor  # logits: quantiles', head's, mixed
 
@@ -96,12 +98,14 @@ def adapt(
         fields |= learned
         voices.append(readout.forecast(fields["readout/weights"], made))
     voice = tf.stack(voices, axis=-1)
-    middle = slopes = voices[-1]
+    middle = slopes = whole = corrected = voices[-1]
     if spec.hedge:
         mixed = hedge.mix(spec, fields, voice)
-        middle, slopes = mixed.forecast, mixed.slopes
+        whole, slopes = mixed.forecast, mixed.slopes
+        middle, corrected = correction.correct(spec, fields, voice, whole)
     quantiles, chances, odds = _surround(spec, fields, said, middle, count)
-    numbers = tf.concat([voice[..., 1:], tf.stack([slopes, middle], axis=-1), odds], axis=-1)
+    made_of = tf.stack([slopes, whole, corrected, middle], axis=-1)
+    numbers = tf.concat([voice[..., 1:], made_of, odds], axis=-1)
     return Adapted(quantiles, chances, numbers, fields)
 
 
@@ -110,13 +114,15 @@ def _kept(spec: NetworkSpec, old: Tensor) -> Kept:
     said = old[..., start : start + count]
     said = tf.concat([tf.zeros_like(said[..., :1]), said], axis=-1)
     rest = old[..., start + count :]
-    return Kept(said, rest[..., 0], rest[..., 1], rest[..., 2:5])
+    return Kept(said, rest[..., 0], rest[..., 1], rest[..., 2], rest[..., 3], rest[..., 4:7])
 
 
 def _learn(spec: NetworkSpec, state: Fields, due: Due, kept: Kept, count: Tensor) -> Fields:
     fields: Fields = {}
     if spec.hedge:
         fields |= hedge.learn(spec, state, due.settled, due.change, kept.said, kept.slopes, count)
+        usual, words = fields["hedge/usual"], (kept.said, kept.mixed, kept.corrected)
+        fields |= correction.learn(spec, state, usual, due.settled, due.change, *words)
     if spec.calibration:
         issued = due.old[..., : len(spec.quantiles)]
         fields |= calibration.learn_quantiles(spec, state, due.settled, due.change, issued, kept.middle, count)
@@ -132,7 +138,7 @@ def _make(
     spec: NetworkSpec, state: Fields, said: Said, remembered: Remembered, clock: Tensor
 ) -> tuple[readout.Made, Fields]:
     features = readout.features(spec, remembered.features, clock_features(clock), said.medians, remembered.scale)
-    gain, covariance = readout.gain(state, features)
+    gain, covariance = readout.gain(state["readout/covariance"], features)
     return readout.Made(features, remembered.scale, gain), {"readout/covariance": covariance}
 
 

@@ -26,7 +26,7 @@ from forecaster.model.spec import NetworkSpec
 # share most of their changes.
 OFFSET_RATE, OFFSET_POWER = 0.02, 0.15
 # Of the median, as a part of that; and how soon the rate falls from the outermost quantile to it.
-INNER_RATE, OUTER_POWER = 0.05, 4
+INNER_RATE, OUTER_POWER = 0.01, 4
 OFFSET_MAX = 1.5
 # In usual errors: a target so near to a quantile counts as partly below it. Were it all or nothing, the last bit of a
 # number would decide, and the same records stepped in other batches would lead to another offset.

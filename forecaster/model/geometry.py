@@ -68,9 +68,10 @@ def experts(spec: NetworkSpec) -> tuple[str, ...]:
 def kept_width(spec: NetworkSpec) -> int:
     """Numbers kept of one forecast, besides what was published, until its target comes.
 
-    What each expert but the last value said, the mix by slopes, the forecast, and three logits of "up".
+    What each expert but the last value said, the mix by slopes, the whole mix, its correction, the forecast, and three
+    logits of "up".
     """
-    return len(experts(spec)) + 4 if spec.adaptive else 0
+    return len(experts(spec)) + 6 if spec.adaptive else 0
 
 
 def initial_pooling(spec: NetworkSpec) -> NDArray[np.float32]:

@@ -79,8 +79,8 @@ def learn(
     old_squares, old_slopes = state["hedge/squares"], state["hedge/slopes"]
     return {
         "hedge/usual": usual,
-        "hedge/squares": tf.where(now, _memory(spec, SQUARES_MEMORY) * old_squares + squares, old_squares),
-        "hedge/slopes": tf.where(now, _memory(spec, SLOPES_MEMORY) * old_slopes + slopes, old_slopes),
+        "hedge/squares": tf.where(now, memory(spec, SQUARES_MEMORY) * old_squares + squares, old_squares),
+        "hedge/slopes": tf.where(now, memory(spec, SLOPES_MEMORY) * old_slopes + slopes, old_slopes),
     }
 
 
@@ -99,8 +99,8 @@ def weigh(spec: NetworkSpec, squares: Tensor, slopes: Tensor) -> tuple[Tensor, T
     return 0.5 * (by_squares + by_slopes), by_slopes
 
 
-def _memory(spec: NetworkSpec, nearest: float) -> NDArray[np.float32]:
+def memory(spec: NetworkSpec, nearest: float) -> NDArray[np.float32]:
     """[H, 1]: the part of a loss that is remembered at the next record; `nearest` at one record ahead."""
     forgotten = (1.0 - nearest) * np.array(spec.horizons, float) ** -MEMORY_POWER
-    memory: NDArray[np.float32] = (1.0 - forgotten)[:, None].astype(np.float32)
-    return memory
+    kept: NDArray[np.float32] = (1.0 - forgotten)[:, None].astype(np.float32)
+    return kept

@@ -18,10 +18,12 @@ from forecaster.model.geometry import LAGS, LEVELS, experts, kept_width, longest
 from forecaster.model.spec import NetworkSpec
 
 # Changes whenever an old row can no longer be read as a new one.
-ROW_FORMAT = 1
+ROW_FORMAT = 2
 
 # Variance of a readout's weight before anything is known, and at most: that of about 30 records of evidence.
 VARIANCE_MAX = 0.03
+# The same for the correction of the hedge, one record ahead; divided by the horizon.
+CORRECTION_VARIANCE_MAX = 0.1
 
 # A count in one float32 is exact up to 2^24; two fields of 2^20 hold a year at 60,000 records a second.
 COUNT_BASE = 1 << 20
@@ -97,7 +99,7 @@ def season_field(season: int) -> str:
 
 def serving_only(name: str) -> bool:
     """Whether only the whole step needs field `name`: `network.advance`, which training scans, does without."""
-    return name == "pending" or name.startswith(("readout/", "hedge/", "calibration/"))
+    return name == "pending" or name.startswith(("readout/", "hedge/", "correction/", "calibration/"))
 
 
 def _fields(spec: NetworkSpec) -> Iterator[Declared]:
@@ -158,6 +160,13 @@ def _adaptive_fields(spec: NetworkSpec) -> Iterator[Declared]:
         yield "hedge/squares", (*forecasts, len(experts(spec))), 0.0
         yield "hedge/slopes", (*forecasts, len(experts(spec))), 0.0
         yield "hedge/usual", forecasts, 0.0
+        others = len(experts(spec)) - 1
+        variances = CORRECTION_VARIANCE_MAX / np.array(spec.horizons, float)
+        yield "correction/weights", (*forecasts, others), 0.0
+        start = np.tile(variances[:, None, None] * np.eye(others), (targets, 1, 1, 1))
+        yield "correction/covariance", (*forecasts, others, others), start
+        # Discounted squared errors that the correction has saved.
+        yield "correction/saved", forecasts, 0.0
     if spec.calibration:
         yield "calibration/usual", forecasts, 0.0
         yield "calibration/offsets", (*forecasts, len(spec.quantiles)), 0.0

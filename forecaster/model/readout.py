@@ -16,6 +16,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from forecaster.model.geometry import head_steps, longest, readout_width
 from forecaster.model.layout import VARIANCE_MAX
 from forecaster.model.normalise import TINY
@@ -32,6 +35,8 @@ ERROR_MAX, ERROR_SCALES_MAX = 64.0, 1e3
 FIRST_ERROR_MAX = 16.0
 # Of the head's forecasts, in scales, as the memory's features have it.
 FEATURE_MAX = 20.0
+
+Array = NDArray[np.float32]
 
 
 class Made(NamedTuple):
@@ -89,23 +94,35 @@ def learn(spec: NetworkSpec, state: Fields, settled: Tensor, change: Tensor, usu
     return tf.where(tf.math.is_finite(moved), moved, 0.0)
 
 
-def gain(state: Fields, made: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the gain [batch, D, k] of features z [batch, D, k], and the next covariance [batch, D, k, k]."""
-    covariance = state["readout/covariance"]
+def gain(
+    covariance: Tensor, made: Tensor, forgetting: float | Array = FORGETTING, most: float | Array = VARIANCE_MAX
+) -> tuple[Tensor, Tensor]:
+    """Compute the gain [..., k] of features z [..., k], and the covariance [..., k, k] after them.
+
+    Args:
+        covariance: [..., k, k], before them.
+        made: z.
+        forgetting: lambda, against [..., 1].
+        most: variance of a weight at most, and at the start; against [..., 1].
+
+    Returns:
+        Both.
+    """
+    kept, highest = np.asarray(forgetting, np.float32), np.asarray(most, np.float32)
     unit = tf.eye(made.shape[-1], dtype=made.dtype)
     # Summed over the first axis of the symmetric matrix: the inner loop then runs over neighbours.
     spread = tf.reduce_sum(covariance * made[..., :, None], axis=-2)
-    evidence = FORGETTING + tf.maximum(tf.reduce_sum(spread * made, axis=-1, keepdims=True), 0.0)
+    evidence = kept + tf.maximum(tf.reduce_sum(spread * made, axis=-1, keepdims=True), 0.0)
     # One vector's product with itself, and one scaling of both sides: symmetric to the last bit.
     root = spread / tf.sqrt(evidence)
-    variance = (tf.linalg.diag_part(covariance) - root * root) / FORGETTING
-    bound = tf.sqrt(VARIANCE_MAX / tf.maximum(variance, VARIANCE_MAX))
-    shrunk = (bound[..., :, None] * bound[..., None, :]) / FORGETTING
+    variance = (tf.linalg.diag_part(covariance) - root * root) / kept
+    bound = tf.sqrt(highest / tf.maximum(variance, highest))
+    shrunk = (bound[..., :, None] * bound[..., None, :]) / kept[..., None]
     after = (covariance - root[..., :, None] * root[..., None, :]) * shrunk + VARIANCE_ADDED * unit
     # Degraded by rounding, or a row that came in damaged: begin anew.
     whole = tf.reduce_all(tf.math.is_finite(variance) & (variance > 0.0), axis=-1)[..., None]
-    found = tf.where(whole, spread / evidence, VARIANCE_MAX * made)
-    return found, tf.where(whole[..., None], after, VARIANCE_MAX * unit)
+    found = tf.where(whole, spread / evidence, highest * made)
+    return found, tf.where(whole[..., None], after, highest[..., None] * unit)
 
 
 def keep_made(spec: NetworkSpec, ring: Tensor, made: Made, live: Tensor, count: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def test_weights_are_those_of_least_squares_in_float64() -> None:
     def one(state: dict[str, Tensor], features: Tensor, change: Tensor, count: Tensor) -> dict[str, Tensor]:
         settled = (count >= tf.constant(horizons))[None, None]
         weights = readout.learn(spec, state, settled, change, tf.fill([1, 1, 2], 1e6), count[None])
-        found, covariance = readout.gain(state, features)
+        found, covariance = readout.gain(state["readout/covariance"], features)
         kept = readout.Made(features, tf.ones([1, 1]), found)
         ring = readout.keep_made(spec, state["readout/ring"], kept, tf.constant([True]), count[None])
         return {"readout/weights": weights, "readout/covariance": covariance, "readout/ring": ring}
@@ -92,7 +92,7 @@ def test_a_covariance_without_news_does_not_wind_up() -> None:
     @tf.function(autograph=False, jit_compile=True)
     def many(covariance: Tensor) -> Tensor:
         def body(number: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-            return number + 1, readout.gain({"readout/covariance": covariance}, features)[1]
+            return number + 1, readout.gain(covariance, features)[1]
 
         return tf.while_loop(lambda number, _: number < 100_000, body, (tf.constant(0), covariance))[1]
 
