@@ -16,7 +16,7 @@ from typing import NamedTuple
 from forecaster.records import TopicPartition
 from forecaster.streams import StreamKey
 
-# One transaction carries at most so many rows, 2,000 x 9 kB = 18 MB, more than its own poll's streams. The rest goes
+# One transaction carries at most so many rows, 2,000 x 10 kB = 20 MB, more than its own poll's streams. The rest goes
 # with the next ones.
 ROWS_PER_FLUSH_MAX = 2_000
 # Every partition that a transaction writes to costs it a request's share and a marker. While the rows that are due are

@@ -159,7 +159,8 @@ def learn_direction(
     stretch, shift = tf.exp(odds[..., 0]), odds[..., 1]
     wrong = up - tf.sigmoid(stretch * mixed + shift)
     slower = 1.0 / np.sqrt(np.array(spec.horizons, np.float32))
-    step = ODDS_RATE * slower[:, None] * tf.stack([wrong * mixed * stretch, wrong], axis=-1)
+    # The shift alone is slowed: where no edge is claimed the mix is near even, and stretching it does no harm.
+    step = ODDS_RATE * tf.stack([wrong * mixed * stretch, slower * wrong], axis=-1)
     number = tf.cast(count[:, None] - tf.constant(spec.horizons, tf.int32) + 2, change.dtype)[:, None, :]
     same = state["calibration/same"]
     now_same = same + (tf.cast(change == 0.0, change.dtype) - same) / tf.clip_by_value(number, 2.0, SAME_MEMORY)
