@@ -134,10 +134,12 @@ def test_an_error_between_records_waits_for_the_next_poll(source: LibrdkafkaSour
         source.poll(0.1)
 
 
-def test_fenced_after_an_outage_joins_anew(source: LibrdkafkaSource, topic: str) -> None:
+@pytest.mark.parametrize(("told", "ago_s"), [("_away_s", 1.0), ("_answered_s", 20.0)])
+def test_fenced_after_an_outage_joins_anew(source: LibrdkafkaSource, topic: str, told: str, ago_s: float) -> None:
     """An outage may take a join's answer, and the client is fenced for it: another one goes on, but once only."""
     fenced = Fenced("fenced")
-    source._away_s, source._postponed = time.monotonic(), fenced
+    setattr(source, told, time.monotonic() - ago_s)
+    source._postponed = fenced
     polls = poll_until(source, lambda polls: any(poll.assigned for poll in polls))
     assert [partition for poll in polls for partition in poll.revoked] == [TopicPartition(topic, 0)]
     source._postponed = fenced

@@ -102,7 +102,7 @@ class LibrdkafkaSource:
             self._away_s = time.monotonic()
             raise
         except Fenced:
-            if time.monotonic() - self._away_s > OUTAGE_MEMORY_S:
+            if not self._was_away():
                 raise
             self._join_anew()
             return Poll([], [], self._held.take_revoked())
@@ -197,6 +197,11 @@ class LibrdkafkaSource:
         self._client.close()
         self._consumer = None
 
+    def _was_away(self) -> bool:
+        """Has there been an outage of late? Who restores states through it does not poll, and has heard nothing."""
+        now_s = time.monotonic()
+        return now_s - self._away_s < OUTAGE_MEMORY_S or now_s - self._answered_s > 2 * SILENCE_MAX_S
+
     def _join_anew(self) -> None:
         """Trap: an outage may take the answer to a join, in which the member got a new id.
 
@@ -205,7 +210,7 @@ class LibrdkafkaSource:
         this one, and with no outage to blame.
         """
         event(clients.log, "fenced after an outage: joining anew", level=logging.WARNING)
-        self._away_s = -OUTAGE_MEMORY_S
+        self._away_s, self._answered_s = -OUTAGE_MEMORY_S, time.monotonic()
         for partition in [*self._held.pending, *self._held.owned]:
             self._held.lose(partition)
         self._moved.clear()
