@@ -364,15 +364,15 @@ class Pipeline:
         self.engine, layout = self.versions.change()
         self.tiers.change(self.engine, layout)
 
-    def assign(self, assigned: Assigned) -> Assigned:
-        """A partition is ours: its records before `offset` have been answered; from where to step it again.
+    def assign(self, assigned: Assigned) -> Assigned | None:
+        """A partition is ours: its records before `offset` have been answered; from where to step it, None for later.
 
         Raises:
             ModelMismatch: the version that some are to be stepped again with is gone, and the config says to refuse.
         """
         begun = self.versions.assign(assigned)
         self._answered[assigned.partition] = assigned.offset
-        if begun.version != assigned.version:
+        if begun is not None and begun.version != assigned.version:
             self.tiers.condemn(assigned.partition)
         return begun
 

@@ -100,20 +100,23 @@ class Versions:
         """The version that this partition's next record is stepped with."""
         return self._of.get(partition, self.champion)
 
-    def assign(self, assigned: Assigned) -> Assigned:
+    def assign(self, assigned: Assigned) -> Assigned | None:
         """The partition is ours; its last records were stepped with `assigned.version`, "" where nobody has said.
 
         Returns:
             Where to begin: as assigned; or, where that version is of another network, further back, with no states,
-            and with the champion.
+            and with the champion. None while another network is being compiled: a partition that has another version
+            than ours may have it already, and waits until nothing is `awaited`.
 
         Raises:
             ModelMismatch: that version is gone, some of its records are to be stepped again, and the config says to
                 refuse that.
         """
         # Whoever had the partition may have heard of a champion that we have not.
-        self._looked_s = float("-inf")
+        self._look()
         partition, offset, replay_offset, version = assigned
+        if self.awaited and version not in ("", self.champion):
+            return None
         self._of[partition] = self.champion
         if version and self._is_foreign(version):
             assigned = Assigned(partition, offset, max(0, offset - self._tail_records), self.champion)
@@ -132,6 +135,9 @@ class Versions:
         if now_s - self._looked_s < self._refresh_s:
             return
         self._looked_s = now_s
+        self._look()
+
+    def _look(self) -> None:
         try:
             found = self._shelf.champion() or self.champion
             ready = found == self.champion or self._shelf.load(found)
@@ -145,14 +151,13 @@ class Versions:
                 event(log, text, level=logging.ERROR, input=self._name, why=error, keeps=self.champion)
             return
         self._complaint = None
-        awaited = found if foreign else None
-        if awaited != self.awaited:
-            self.awaited = awaited
-            self._note_behind()
+        before = self.champion, self.awaited
+        self.awaited = found if foreign else None
         self.successor = found if foreign and ready else None
         if found != self.champion and not foreign:
             event(log, "new weights", input=self._name, version=found, before=self.champion)
             self.champion = found
+        if (self.champion, self.awaited) != before:
             self._note_behind()
 
     def change(self) -> tuple[Engine, int]:

@@ -136,6 +136,7 @@ class Worker:
         self._positions: dict[TopicPartition, int] = {}  # the next record to step: in a replay, before the answered one
         self._restores: dict[TopicPartition, _Restore] = {}
         self._restored_rows: dict[TopicPartition, int] = {}
+        self._waiting: set[TopicPartition] = set()  # for another network to be compiled
         self._afresh: dict[TopicPartition, Assigned] = {}  # restored, and on their way through their last records
         self._failures = 0
         self._where = Where.POLL
@@ -164,7 +165,7 @@ class Worker:
         self._change_networks()
         self._restore()
         self._where = Where.POLL
-        poll = self._source.poll(0.0 if self._waiting() else self._poll_timeout_s)
+        poll = self._source.poll(0.0 if self._restores else self._poll_timeout_s)
         self._health.ok("broker")
         self._follow(poll)
         self._note_standby()
@@ -221,6 +222,10 @@ class Worker:
                 for partition, commit in list(self._commits.items()):
                     if self._stage_of(partition.topic) is pipeline:
                         self._begin_restore(Assigned(partition, *commit))
+        for partition in list(self._waiting):
+            stage = self._stage_of(partition.topic)
+            if isinstance(stage, Pipeline) and stage.versions.awaited is None:
+                self._begin_restore(Assigned(partition, *self._commits[partition]))
 
     def _batches(self, records: list[Record]) -> list[list[Record]]:
         """A poll's records by the weights that step them: one batch, but while a swap is on its way."""
@@ -299,7 +304,7 @@ class Worker:
         """How far each partition is answered once it is stepped up to `positions`, where that is news."""
         news = {}
         for partition, before in self._commits.items():
-            if partition not in self._restores:
+            if partition not in self._restores and partition not in self._waiting:
                 position = positions[partition]
                 stage = self._stage_of(partition.topic)
                 # A replayed record was answered before: the answered offset never goes back. And what the replay has
@@ -385,6 +390,7 @@ class Worker:
             self._commits.pop(partition, None)
             self._positions.pop(partition, None)
             self._afresh.pop(partition, None)
+            self._waiting.discard(partition)
             restore = self._restores.pop(partition, None)
             if restore is not None:
                 restore.reader.close()
@@ -422,14 +428,18 @@ class Worker:
         stage.drop(partition)
         begun = stage.assign(assigned)
         self._commits[partition] = Commit(assigned.offset, assigned.replay_offset, assigned.version)
-        self._positions[partition] = begun.replay_offset
+        self._positions[partition] = assigned.replay_offset if begun is None else begun.replay_offset
         self._afresh.pop(partition, None)
+        self._waiting.discard(partition)
         self._source.pause([partition])
         old = self._restores.pop(partition, None)
         if old is not None:
             old.reader.close()
         if isinstance(stage, Rekeyer):  # has no state
             self._source.resume(partition, assigned.offset)
+            return
+        if begun is None:
+            self._waiting.add(partition)
             return
         state = TopicPartition(self._state_topic(partition.topic), partition.partition)
         reader, afresh = self._source.state_rows(state), begun.version != assigned.version
@@ -440,33 +450,21 @@ class Worker:
         """Read on in the states of newly assigned partitions, for a slice of time; start those that are complete."""
         deadline_s = time.perf_counter() + RESTORE_SLICE_S
         # In turns, and each at least once: one that waits for a transaction to end holds up none of the others.
-        while waiting := self._waiting():
+        while waiting := list(self._restores.items()):
             share_s = RESTORE_SLICE_S / len(waiting)
             for partition, restore in waiting:
                 self._restore_some(partition, restore, min(share_s, max(0.0, deadline_s - time.perf_counter())))
             if time.perf_counter() >= deadline_s:
                 break
-        parts = [*map(self._doing, self._restores), *map(self._doing_afresh, self._afresh)]
+        parts = [f"{p}: {_percent(*r.reader.progress)} of the states read" for p, r in self._restores.items()]
+        parts += [f"{partition}: waits for another network to be compiled" for partition in self._waiting]
+        parts += map(self._progress_afresh, self._afresh)
         if parts:
             self._health.fail("restore", "; ".join(parts))
         else:
             self._health.ok("restore")
 
-    def _waiting(self) -> list[tuple[TopicPartition, _Restore]]:
-        """The restores that can go on: not those of another network that is still being compiled here."""
-        return [
-            (partition, restore)
-            for partition, restore in self._restores.items()
-            if not (restore.afresh and restore.pipeline.versions.awaited)
-        ]
-
-    def _doing(self, partition: TopicPartition) -> str:
-        restore = self._restores[partition]
-        if restore.afresh and (awaited := restore.pipeline.versions.awaited):
-            return f"{partition}: waits for the network of {awaited} to be compiled"
-        return f"{partition}: {_percent(*restore.reader.progress)} of the states read"
-
-    def _doing_afresh(self, partition: TopicPartition) -> str:
+    def _progress_afresh(self, partition: TopicPartition) -> str:
         _, offset, begin, version = self._afresh[partition]
         done = _percent(self._positions[partition] - begin, offset - begin)
         return f"{partition}: states for {version} made from the last {offset - begin} records, {done}"

@@ -18,11 +18,10 @@ import json
 import logging
 import random
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,6 +49,7 @@ class Arithmetic:
 
     def __init__(self, capacity: int) -> None:
         self.version = 0
+        self.capacity = capacity
         self._rows = np.full((capacity, 2), np.nan, np.float32)
         self._before: dict[int, NDArray[np.float32]] = {}
 
@@ -84,10 +84,13 @@ class Arithmetic:
 
 
 class Library:
-    """A models directory in one member's eyes: `v0`, `v1`, ..., the newest is the champion."""
+    """A models directory in one member's eyes: `v0`, `v1`, ..., the newest is the champion.
 
-    def __init__(self, engine: Arithmetic, group: Group) -> None:
-        self._engine, self._group = engine, group
+    Another network than the engine's is compiled at the first look, or at one of the next.
+    """
+
+    def __init__(self, engine: Arithmetic, group: Group, chance: random.Random) -> None:
+        self._engine, self._group, self._chance = engine, group, chance
         self._held: set[str] = set()
 
     def champion(self) -> str:
@@ -97,16 +100,18 @@ class Library:
     def load(self, version: str) -> bool:
         """All are there, for ever."""
         self._held.add(version)
-        return True
+        same = self.network(version) == self.network(f"v{self._engine.version}")
+        return same or self._chance.random() < 0.5
 
     def network(self, version: str) -> int:
-        """All are of one."""
-        del version
-        return 7
+        """Of two."""
+        return self._group.networks[int(version[1:])]
 
     def change(self, version: str) -> Arithmetic:
-        """Nobody asks for that."""
-        raise AssertionError(version)
+        """Another table, with nothing in it."""
+        self._engine = Arithmetic(self._engine.capacity)
+        self.use(version)
+        return self._engine
 
     def use(self, version: str) -> None:
         """What is at hand."""
@@ -128,9 +133,26 @@ class Group:
         for topic in (TOPICS.forecast, TOPICS.signal, TOPICS.dead_letter):
             self.log.create(topic, 3)
         self.partitions = [TopicPartition("ticks", number) for number in range(partitions)]
-        self.version = 0
+        self.networks = [7]  # of each version: of one network or of the other
+        # Where a partition went on with another network: from which offset on, and the first version of it.
+        self.changes: dict[TopicPartition, dict[int, int]] = defaultdict(dict)
         self.owner: dict[TopicPartition, object] = {}
         self.generation: dict[TopicPartition, int] = defaultdict(int)  # one more each time that it changes hands
+
+    @property
+    def version(self) -> int:
+        """The newest."""
+        return len(self.networks) - 1
+
+    def promote(self, *, other: bool) -> None:
+        """New weights, of the other network or not."""
+        self.networks.append(self.networks[-1] if not other else 15 - self.networks[-1])
+
+    def note_change(self, partition: TopicPartition, before: Commit, version: str) -> None:
+        """Remember it, if the partition's network is another one now."""
+        old, new = (self.networks[int(each[1:])] if each else None for each in (before.version, version))
+        if old is not None and old != new:
+            self.changes[partition][before.offset] = int(version[1:])
 
 
 class Killed(Exception):
@@ -219,6 +241,7 @@ class GroupSink(MemorySink):
             before = self._group.log.offsets.get(partition, Commit(0, 0))
             assert commit.offset >= before.offset, "the answered offset went back"
             assert commit.replay_offset <= commit.offset
+            self._group.note_change(partition, before, commit.version)
         super().commit(offsets)
 
     def _perhaps(self) -> None:
@@ -251,13 +274,16 @@ class Member:
         self.source = GroupSource(group, chance, trouble, config.kafka.poll_records_max)
         self.sink = GroupSink(group, self, chance, trouble)
         self.engine = engine = Arithmetic(config.streams.capacity)
-        library = Library(engine, group)
+        library = Library(engine, group, chance)
+        engine.version = group.version
         library.load(library.champion())
         # Some look at the directory rarely, and hear of a champion after the others.
         refresh_s = chance.choice([0.0, 1.0, 60.0])
-        versions = Versions("ticks", library, library.champion(), refresh_s)
+        champion, tail = library.champion(), config.models.tail_records
+        versions = Versions("ticks", library, champion, refresh_s, tail_records=tail)
+        layout = library.network(champion)
         self.pipeline = Pipeline(
-            config.inputs[0], config.streams, engine, 7, versions, TOPICS, lambda _, key: sum(key) % 3
+            config.inputs[0], config.streams, engine, layout, versions, TOPICS, lambda _, key: sum(key) % 3
         )
         self.health = Health(("broker", "assignment", "restore"))
         self.worker = Worker(
@@ -290,6 +316,7 @@ class Plan(NamedTuple):
     records: int
     streams: int
     swaps: float  # how likely there are new weights, per thing that happens
+    others: float  # how likely those are another network's
 
 
 def plan(seed: int) -> Plan:
@@ -311,6 +338,7 @@ def plan(seed: int) -> Plan:
                 "sequence": chance.choice([None, "number"]),
             }
         ],
+        "models": {"tail_records": chance.choice([1, 10, 1_000])},
         "streams": {"capacity": capacity, "flush_interval_s": chance.choice([0.0, 3.0, 20.0, 1e9])},
     }
     half = chance.choice([0.0, 0.3]) if guarantee == "at-least-once" else 0.0
@@ -327,6 +355,7 @@ def plan(seed: int) -> Plan:
         chance.choice([3, 10]),
         # Answered twice is answered with two versions: only where that cannot be is there one right answer.
         chance.choice([0.0, 0.02, 0.2]) if guarantee == "exactly-once" else 0.0,
+        chance.choice([0.0, 0.1, 0.5]),
     )
 
 
@@ -355,6 +384,7 @@ class World:
                     self._give(partition, self._chance.choice(self.members))
             for member in self.members:
                 member.turn()
+            self.clock.now_s += 1.0  # whoever waits for a network looks again
             if all(self._at(partition) == self.group.log.end(partition) for partition in self.group.partitions):
                 return
         raise AssertionError("not answered")
@@ -364,7 +394,8 @@ class World:
 
     def _something(self) -> None:
         chance = self._chance
-        self.group.version += chance.random() < self.plan.swaps
+        if chance.random() < self.plan.swaps:
+            self.group.promote(other=chance.random() < self.plan.others)
         what = chance.random()
         if what < 0.35:
             for output in self._left[: (count := chance.randint(1, 8))]:
@@ -444,18 +475,18 @@ def answers(log: MemoryLog) -> dict[Key, list[Any]]:
 
 
 class Told(Versions):
-    """Each record with the version that it is told to have, one record at a time."""
+    """Each record with the version that it is told to have."""
 
-    def __init__(self, engine: Arithmetic, script: Mapping[Key, int]) -> None:
-        super().__init__("ticks", Library(engine, Group(1)), "v0", 1e9)
-        self._engine, self._script = engine, script
-        self._next: Counter[int] = Counter()
+    def __init__(self, engine: Arithmetic, group: Group) -> None:
+        super().__init__("ticks", Library(engine, group, random.Random(0)), "v0", 1e9)
+        self._engine = engine
+        self.version = 0
 
     def use(self, partition: TopicPartition) -> str:
-        """The script's; any for a record that is refused."""
-        self._engine.version = self._script.get((partition.partition, self._next[partition.partition]), 0)
-        self._next[partition.partition] += 1
-        return f"v{self._engine.version}"
+        """The one told."""
+        del partition
+        self._engine.version = self.version
+        return f"v{self.version}"
 
 
 def versions_of(published: Mapping[Key, Sequence[Any]]) -> dict[Key, int]:
@@ -469,20 +500,23 @@ def versions_of(published: Mapping[Key, Sequence[Any]]) -> dict[Key, int]:
 
 
 def uninterrupted(world: World, script: Mapping[Key, int]) -> dict[Key, list[Any]]:
-    """The same records through one daemon that nothing happens to; each stepped with the script's version."""
-    group = Group(world.plan.partitions)
+    """The same records one by one, and nothing happens; each stepped with the script's version, any if it is refused.
+
+    Where a partition went on with another network it begins with no state, some records before.
+    """
+    group, source, tail = Group(world.plan.partitions), world.group, world.plan.config.models.tail_records
     for partition in group.partitions:
-        for record in world.group.log.read(partition):
-            group.log.append(Output("ticks", record.partition, record.key, record.value, [], record.timestamp))
-    config = world.plan.config
-    config = msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, poll_records_max=1))
-    member = Member(group, config, Clock(), random.Random(0), Trouble(0, 0, 0))
-    member.pipeline.versions = Told(member.engine, script)
-    for partition in group.partitions:
-        group.owner[partition] = member
-    member.source.assign(group.partitions)
-    for _ in range(3_000):
-        member.worker.turn()
+        records, changes = source.log.read(partition), source.changes[partition]
+        begins = [0, *sorted(changes)]
+        for begin, end in zip(begins, [*begins[1:], len(records)], strict=True):
+            member = Member(group, world.plan.config, Clock(), random.Random(0), Trouble(0, 0, 0))
+            told = member.pipeline.versions = Told(member.engine, group)
+            for at in range(max(0, begin - tail) if begin in changes else 0, end):
+                told.version = script.get((partition.partition, at), 0) if at >= begin else changes[begin]
+                outputs = member.pipeline.process([records[at]], START_S).outputs
+                member.pipeline.settle()
+                for output in outputs if at >= begin else ():
+                    group.log.append(output)
     return answers(group.log)
 
 
