@@ -104,7 +104,9 @@ def build_config(tree: dict[str, Any], source: str) -> Config:
     except msgspec.ValidationError as error:
         raise InvalidConfig(f"{source}: {_complaint(str(error), tree)}") from None
     _check(config, source)
-    return config
+    # A poll may bring a record of so many streams, and each of them needs a slot at the same time.
+    polled = min(config.kafka.poll_records_max, config.streams.capacity)
+    return msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, poll_records_max=polled))
 
 
 def _override(tree: dict[str, Any], path: list[str], text: str, name: str) -> None:
@@ -198,10 +200,6 @@ def _check(config: Config, source: str) -> None:
         raise refuse(f"[kafka] {place}", what)
     if (config.http.ssl_certfile is None) != (config.http.ssl_keyfile is None):
         raise refuse("[http] ssl_certfile", "goes together with ssl_keyfile")
-    if config.streams.capacity < kafka.poll_records_max:
-        # A poll may bring a record of so many streams, and each of them needs a slot at the same time.
-        expected = f"expected at least kafka.poll_records_max ({kafka.poll_records_max})"
-        raise refuse("[streams] capacity", f"{expected}, got {config.streams.capacity}")
     names: set[str] = set()
     topics: dict[str, str] = {kafka.forecast_topic: "", kafka.signal_topic: "", kafka.dead_letter_topic: ""}
     for each in config.inputs:

@@ -70,8 +70,8 @@ class KafkaConfig(Section, frozen=True):
     """Where a group with no committed offset begins."""
     # 4,000 records x about 30 us = 120 ms of work against 5 to 10 ms of commit.
     poll_records_max: Annotated[int, Meta(ge=1, le=100_000)] = 4_000
-    """Records in a poll, which is one transaction. At low rates a poll holds what has come, so this bounds the batch
-    and not the latency."""
+    """Records in a poll, which is one transaction; never more than `[streams] capacity`. At low rates a poll holds what
+    has come, so this bounds the batch and not the latency."""
     poll_timeout_s: Seconds = 0.5
     """How long a poll waits for a first record."""
     compression: Literal["none", "gzip", "lz4", "zstd"] = "none"
