@@ -434,7 +434,7 @@ ROWS = (
             ),
             Panel(
                 "Processor, and traces of the step",
-                "One core is the limit of an instance; traces that grow with no version of other sizes taken up are a defect.",
+                "One core is an instance's limit; traces that grow with no version of other sizes are a defect.",
                 (
                     Query(f"sum (rate(process_cpu_seconds_total{{{MINE}}}[{RATE}]))", "cores"),
                     Query(gauge("sum", "traces_total"), "traces", right="short"),

@@ -9,14 +9,13 @@ kafka-python's transactions, read in its source and seen on a live broker, need 
 - A producer whose epoch was bumped on the way reports a commit that never was. So a
   changed epoch counts as an abort.
 - commit_transaction() and send_offsets_to_transaction() wait without a limit, so they
-  run on a thread of their own with a deadline.
+  run on a thread of their own with a deadline (kafka/transaction.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from kafka import errors
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as ClientPartition
 
-from forecaster.errors import BrokerUnavailable, TransactionAborted
+from forecaster.errors import BrokerUnavailable, ForecasterError, TransactionAborted
 from forecaster.kafka import clients
 from forecaster.kafka.failures import translate
 from forecaster.kafka.offsets import encode_metadata
@@ -170,38 +169,20 @@ class KafkaSink:
             producer.send_offsets_to_transaction(client_offsets(offsets), membership)
 
         if offsets:
-            self._within_deadline(send_offsets, "the offsets")
+            self._answered(send_offsets, "the offsets")
         if self._producer_identity() != self._identity:
             raise TransactionAborted("the producer's epoch changed inside the transaction")
-        self._within_deadline(producer.commit_transaction, COMMIT)
+        self._answered(producer.commit_transaction, COMMIT)
         if self._producer_identity() != self._identity:
             raise TransactionAborted("the producer's epoch changed inside the transaction")
 
-    def _within_deadline(self, call: Callable[[], None], what: str) -> None:
-        failure: list[Exception] = []
+    def _answered(self, call: Callable[[], None], what: str) -> None:
+        try:
+            self._transaction.await_answer(call, what)
+        except errors.KafkaError as error:
+            raise self._failed(error, what) from error
 
-        def run() -> None:
-            try:
-                call()
-            except Exception as error:  # noqa: BLE001 - carried over to the caller's thread
-                failure.append(error)
-
-        thread = threading.Thread(target=run, name="kafka-commit", daemon=True)
-        thread.start()
-        deadline = time.monotonic() + self._transaction.patience_s(what)
-        while thread.is_alive():
-            thread.join(min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
-            if not thread.is_alive():
-                break
-            if time.monotonic() >= deadline:
-                raise self._transaction.unanswered(what)
-            log.warning("waiting for %s to answer %s", self._config.bootstrap_servers, what)
-        if failure:
-            raise self._failed(failure[0], what) from failure[0]
-
-    def _failed(self, error: Exception, what: str) -> Exception:
-        if not isinstance(error, errors.KafkaError):
-            return error
+    def _failed(self, error: errors.KafkaError, what: str) -> ForecasterError:
         if what != COMMIT:
             return self._transaction.failed(error)
         ours = translate(error, self._config, in_transaction=True)

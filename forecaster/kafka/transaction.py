@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kafka import errors
@@ -13,6 +16,8 @@ from forecaster.kafka.topics import require_topics
 
 if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
+
+log = logging.getLogger(__name__)
 
 # Longer than any commit on a healthy broker by three orders of magnitude: then it is worth a line in the log.
 SAY_SO_AFTER_S = 5.0
@@ -57,6 +62,35 @@ class Transaction:
         """How long to wait for an answer. The broker gives a transaction up that is open for too long: no longer."""
         watchdog_s = self._config.watchdog_timeout_s
         return watchdog_s if what == COMMIT else min(watchdog_s, self._config.transaction_timeout_s)
+
+    def await_answer(self, call: Callable[[], None], what: str) -> None:
+        """Run a call that may never come back, on a thread of its own; what it raises is raised here.
+
+        One that does not come back is left behind with its thread, and with its producer, which is thrown away.
+
+        Raises:
+            TransactionAborted, Fatal: see `unanswered`.
+        """
+        failure: list[Exception] = []
+
+        def run() -> None:
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001 - carried over to the caller's thread
+                failure.append(error)
+
+        thread = threading.Thread(target=run, name="kafka-commit", daemon=True)
+        thread.start()
+        deadline = time.monotonic() + self.patience_s(what)
+        while thread.is_alive():
+            thread.join(min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
+            if not thread.is_alive():
+                break
+            if time.monotonic() >= deadline:
+                raise self.unanswered(what)
+            log.warning("waiting for %s to answer %s", self._config.bootstrap_servers, what)
+        if failure:
+            raise failure[0]
 
     def unanswered(self, what: str) -> Fatal | TransactionAborted:
         """A call did not come back within that time. Only of the commit does it matter what became of it."""

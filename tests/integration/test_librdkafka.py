@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -95,6 +96,7 @@ def test_a_full_queue_is_waited_for(
     assert [int(message.value()) for message in read_committed(kafka.bootstrap_servers, outputs)] == list(range(10))
 
 
+@pytest.mark.parametrize("waits_s", [0.1, 30.0])
 @pytest.mark.parametrize(
     ("call", "error"), [("send_offsets_to_transaction", TransactionAborted), ("commit_transaction", Fatal)]
 )
@@ -104,11 +106,12 @@ def test_an_endless_call_ends(
     new_topic: NewTopics,
     call: str,
     error: type[Exception],
+    waits_s: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A call that only ever times out is asked again until the watchdog makes an error of it."""
+    """Trap: a call whose timeout is not kept, or that only ever times out, is ended by the watchdog."""
     send(sink, new_topic("out"))
-    real = sink._open
+    real, release = sink._open, threading.Event()
 
     class Silent:
         """Its broker does not answer this one call."""
@@ -117,12 +120,14 @@ def test_an_endless_call_ends(
             return self.time_out if name == call else getattr(real, name)
 
         def time_out(self, *_: object) -> None:
+            release.wait(waits_s)
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer", False, True))
 
     with monkeypatch.context() as patch:
         patch.setattr(sink, "_producer", Silent())
         with pytest.raises(error, match="within 1 s"):
             sink.commit({TopicPartition(topic, 0): Commit(1, 1)})
+    release.set()
 
 
 def test_an_error_between_records_waits_for_the_next_poll(source: LibrdkafkaSource, topic: str) -> None:

@@ -1,8 +1,11 @@
 """Outputs and offsets into Kafka by librdkafka, all or nothing: the contract of kafka/sink.py.
 
-Of that client's traps this one has none, and what it does by itself is leant on: a
+Of that client's traps this one has one, and what it does by itself is leant on: a
 message that is not delivered fails its transaction, so that the commit is refused; a
 call into the transaction takes a timeout, and goes on where it was when asked again.
+
+- send_offsets_to_transaction() takes a timeout and may wait for ever all the same, after
+  a broker's restart (librdkafka issue 5456), so it runs on a thread of its own.
 """
 
 from __future__ import annotations
@@ -99,11 +102,11 @@ class LibrdkafkaSink:
         if offsets and not membership.member_id:
             raise self._transaction.outside_group()
         if offsets:
-            self._within_deadline(
+            self._answered(
                 lambda left_s: producer.send_offsets_to_transaction(committed, membership.metadata, left_s),
                 "the offsets",
             )
-        self._within_deadline(producer.commit_transaction, COMMIT)
+        self._answered(producer.commit_transaction, COMMIT)
 
     def abort(self) -> None:
         """Give the open transaction up. The next one has a new producer, whose init_transactions aborts this one."""
@@ -142,20 +145,23 @@ class LibrdkafkaSink:
         if self._failures:
             raise self._transaction.failed(self._failures[0])
 
-    def _within_deadline(self, call: Callable[[float], None], what: str) -> None:
+    def _answered(self, call: Callable[[float], None], what: str) -> None:
         deadline = time.monotonic() + self._transaction.patience_s(what)
-        while True:
-            try:
-                call(min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
-            except KafkaException as error:
-                told = failures.of(error)
-                if not told.retriable():
-                    raise self._failed(error, what) from error
-            else:
-                return
-            if time.monotonic() >= deadline:
-                raise self._transaction.unanswered(what)
-            log.warning("waiting for %s to answer %s", self._config.bootstrap_servers, what)
+
+        def go_on() -> None:
+            while True:
+                try:
+                    return call(max(0.0, deadline - time.monotonic()))
+                except KafkaException as error:
+                    if not failures.of(error).retriable() or time.monotonic() >= deadline:
+                        raise
+
+        try:
+            self._transaction.await_answer(go_on, what)
+        except KafkaException as error:
+            if failures.of(error).retriable():
+                raise self._transaction.unanswered(what) from error
+            raise self._failed(error, what) from error
 
     def _failed(self, error: KafkaException, what: str) -> ForecasterError:
         told = failures.of(error)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
     from forecaster.errors import ForecasterError
 
+log = logging.getLogger(__name__)
+
 # How often the topics that a pattern matches are looked up: as often as the other client does.
 PATTERN_INTERVAL_S = 60.0
 # Before the consumer is closed: 0.2 s.
@@ -209,7 +211,7 @@ class LibrdkafkaSource:
         one of the same name gets the partitions at once; if there is a namesake after all, that one is fenced, or
         this one, and with no outage to blame.
         """
-        event(clients.log, "fenced after an outage: joining anew", level=logging.WARNING)
+        event(log, "fenced after an outage: joining anew", level=logging.WARNING)
         self._away_s, self._answered_s = -OUTAGE_MEMORY_S, time.monotonic()
         for partition in [*self._held.pending, *self._held.owned]:
             self._held.lose(partition)
