@@ -202,10 +202,10 @@ def test_other_sizes_are_put_in_use_where_they_are_better(kafka: Broker, new_top
     with scene.on():
         scene.until(lambda: scene.log("following waves"))
         time.sleep(5.0)  # something to make states of
-        leave(scene.models, "worse", noise=5.0, units=6, cell="lstm")
+        leave(scene.models, "worse", beside=20.0, units=6, cell="lstm")
         scene.until(lambda: scene.log("challenger rejected"))
         # Its weights are untrained as the champion's are; what its streams learn by themselves makes the difference.
-        leave(scene.models, "better", noise=0.0, memory=12, readout=True, hedge=True)
+        leave(scene.models, "better", memory=12, readout=True, hedge=True)
         scene.until(lambda: scene.log("another network input=waves version=better"))
         scene.until(lambda: scene.log(" restored ") == 2 * PARTITIONS)
         # Its compile took place beside the loop: the group never missed this member.

@@ -210,11 +210,11 @@ def test_other_sizes_are_judged_like_any_others(tmp_path: Path) -> None:
     directory = tmp_path / "models"
     with fed(make_config(directory, round_records=10**9)) as learner:
         learner.until(lambda: learner.feed.pid and learner.waves.at > 400, "nothing to make states of")
-        leave(directory, "worse", noise=5.0, units=6, cell="lstm")
+        leave(directory, "worse", beside=20.0, units=6, cell="lstm")
         learner.until(lambda: learner.swaps("rejected") == 1, "the worse one was not judged")
         assert registry.champion(directory) == UNTRAINED
         # Its weights are untrained as the champion's are; what its streams learn by themselves makes the difference.
-        leave(directory, "better", noise=0.0, memory=12, readout=True, hedge=True)
+        leave(directory, "better", memory=12, readout=True, hedge=True)
         learner.until(lambda: learner.swaps("promoted") == 1, "the better one was not used")
     assert [each.version for each in registry.promotions(directory)] == [UNTRAINED, "better"]
 
@@ -230,7 +230,7 @@ def test_other_sizes_that_somebody_promotes_are_followed(tmp_path: Path, caplog:
 
     with fed(make_config(directory, round_steps=20, duel_records=200)) as learner:
         learner.until(lambda: said("following waves"), "no learner")
-        leave(directory, "larger", noise=0.0, units=6)
+        leave(directory, "larger", units=6)
         registry.set_champion(directory, "larger")
         learner.until(lambda: said("larger was promoted: following it"), "nobody heard of it")
         trained = learner.swaps("rejected") + learner.swaps("promoted")
