@@ -267,13 +267,14 @@ def test_a_learner_ends_with_its_daemon(tmp_path: Path) -> None:
     """Even where the daemon is killed and can say nothing: no orphan."""
     make_config(tmp_path / "models")
     code = (
-        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, time; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
         "from test_learner import fed, make_config\n"
-        "with fed(make_config(Path(sys.argv[2]))) as learner:\n"
+        "with fed(make_config(Path(sys.argv[1]))) as learner:\n"
         "    while not learner.feed.pid: time.sleep(0.05)\n"
         "    print(learner.feed.pid, flush=True); time.sleep(600)"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "models")]
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", code, str(tmp_path / "models"), str(here), str(here.parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as daemon:
         assert daemon.stdout is not None
         pid = int(daemon.stdout.readline())
