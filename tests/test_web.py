@@ -225,13 +225,13 @@ def test_a_slow_client_is_cut_off(server: WebServer, monkeypatch: pytest.MonkeyP
 
 def test_a_client_that_does_not_read_is_cut_off(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that nobody takes is given up after its time."""
-    monkeypatch.setattr(web, "RESPONSE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(web, "RESPONSE_TIMEOUT_S", 0.3)
     with (
         WebServer(HttpConfig(listen="127.0.0.1:0"), health, lambda _: (b"x" * 50_000_000, "text/plain")) as server,
         connect(server) as slow,
     ):
         slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-        time.sleep(1.5)
+        time.sleep(5.0)  # a busy machine is late
         assert len(read_to_end(slow)) < 50_000_000
         assert get(server, "/livez")[0] == 200
 
