@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from forecaster.config import KafkaConfig
 from forecaster.kafka import GroupSource
@@ -68,8 +68,16 @@ def values(messages: Iterable[Message]) -> list[str]:
 def committed(bootstrap_servers: str, group: str, topic: str, partition: int = 0) -> int:
     """The group's committed offset; -1001 where there is none."""
     consumer = _consumer(bootstrap_servers, group)
+    deadline = time.monotonic() + WAIT_MAX_S
     try:
-        return consumer.committed([TopicPartition(topic, partition)], timeout=WAIT_MAX_S)[0].offset
+        while True:
+            try:
+                return consumer.committed([TopicPartition(topic, partition)], timeout=WAIT_MAX_S)[0].offset
+            except KafkaException as error:
+                # A broker that has just started has not read up on its groups yet.
+                if error.args[0].code() != KafkaError.NOT_COORDINATOR or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
     finally:
         consumer.close()
 

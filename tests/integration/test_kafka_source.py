@@ -26,6 +26,12 @@ from forecaster.kafka.sink import client_offsets
 from forecaster.kafka.source import subscription_pattern
 from forecaster.records import Commit, Poll, TopicPartition
 
+# The client opens a socket for each try to reconnect and leaves a failed one to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed <(ssl.SSLS|s)ocket:ResourceWarning",
+    "ignore:Exception ignored in. <(ssl.SSLS|s)ocket:pytest.PytestUnraisableExceptionWarning",
+)
+
 Open = Callable[..., GroupSource]
 # A trap of that client alone.
 kafka_python_only = pytest.mark.parametrize("client", ["kafka-python"])
