@@ -383,6 +383,13 @@ def walk(symbols: str, length: int, seed: int = 0) -> list[dict[str, Any]]:
 Source = tuple[str, int, int]
 
 
+def log_of(length: int, partitions: int = 1) -> MemoryLog:
+    """Walks of five streams, read by nobody."""
+    log = make_log(partitions)
+    feed(log, walk("ABCDE", length))
+    return log
+
+
 class Answers(NamedTuple):
     """Everything that a log says to its subscribers, by the record that it came from."""
 
@@ -419,6 +426,19 @@ def answers_of(outputs: Iterable[MemoryRecord | Output]) -> Answers:
     both = found[TOPICS.forecast].keys() & found[TOPICS.dead_letter].keys()
     assert not both, f"{both} have a forecast and a dead letter"
     return Answers(found[TOPICS.forecast], found[TOPICS.signal], found[TOPICS.dead_letter])
+
+
+def versions_of(log: MemoryLog) -> dict[TopicPartition, list[str]]:
+    """The version of each forecast, by partition in the records' order."""
+    found: dict[TopicPartition, list[str]] = {}
+    for (topic, partition, _), forecast in sorted(answers(log).forecasts.items()):
+        found.setdefault(TopicPartition(topic, partition), []).append(forecast["model"].partition("@")[2])
+    return found
+
+
+def changes(versions: list[str]) -> list[str]:
+    """The versions in their order, each once for a run of it."""
+    return [version for i, version in enumerate(versions) if not i or versions[i - 1] != version]
 
 
 def numbers(forecast: dict[str, Any]) -> NDArray[np.float64]:

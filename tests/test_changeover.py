@@ -13,11 +13,14 @@ from daemon import (
     answers,
     answers_of,
     assert_same,
+    changes,
     feed,
+    log_of,
     make_config,
     make_log,
     make_pipeline,
     tick,
+    versions_of,
     walk,
 )
 
@@ -35,26 +38,6 @@ TAIL = 20
 def config_of(flush_interval_s: float = 1e9, tail: int = TAIL) -> Config:
     """States from so many records."""
     return make_config(streams={"flush_interval_s": flush_interval_s}, models={"tail_records": tail})
-
-
-def log_of(length: int, partitions: int = 2) -> MemoryLog:
-    """Walks of five streams, read by nobody."""
-    log = make_log(partitions)
-    feed(log, walk("ABCDE", length))
-    return log
-
-
-def versions_of(log: MemoryLog) -> dict[TopicPartition, list[str]]:
-    """The version of each forecast, by partition in the records' order."""
-    found: dict[TopicPartition, list[str]] = {}
-    for (topic, partition, _), forecast in sorted(answers(log).forecasts.items()):
-        found.setdefault(TopicPartition(topic, partition), []).append(forecast["model"].partition("@")[2])
-    return found
-
-
-def changes(versions: list[str]) -> list[str]:
-    """The versions in their order, each once for a run of it."""
-    return [version for i, version in enumerate(versions) if not i or versions[i - 1] != version]
 
 
 def as_the_rule_says(
@@ -95,7 +78,7 @@ def layouts(log: MemoryLog) -> set[int]:
 @pytest.mark.parametrize("flush_interval_s", [0.0, 1e9])
 def test_another_network_takes_over_in_the_middle_of_a_run(flush_interval_s: float) -> None:
     """Promoted between two polls: from a committed point on every partition has it, on states from its last records."""
-    log, directory = log_of(160), Directory("v1")
+    log, directory = log_of(160, partitions=2), Directory("v1")
     daemon = Daemon(log, config_of(flush_interval_s), poll=7, directory=directory)
     for _ in range(11):
         daemon.turn()
@@ -114,7 +97,7 @@ def test_another_network_takes_over_in_the_middle_of_a_run(flush_interval_s: flo
 
 def test_the_old_network_answers_until_the_new_one_is_compiled() -> None:
     """While it is being compiled nothing waits: the daemon is ready, and records go on as before."""
-    log, directory = log_of(120), Directory("v1", "w1")
+    log, directory = log_of(120, partitions=2), Directory("v1", "w1")
     directory.champion = "v1"
     daemon = Daemon(log, config_of(), poll=5, directory=directory)
     shelf = daemon.pipeline.versions._shelf
@@ -150,7 +133,7 @@ def test_while_states_are_made_the_daemon_is_not_ready() -> None:
 @pytest.mark.parametrize("turns", range(1, 17, 3))
 def test_a_crash_on_the_way_changes_nothing(turns: int, flush_interval_s: float) -> None:
     """Killed before it, between change and first commit, in the middle of the tail, or after: the same rule holds."""
-    log, directory, clock = log_of(200), Directory("v1", "w1"), Clock()
+    log, directory, clock = log_of(200, partitions=2), Directory("v1", "w1"), Clock()
     directory.champion = "v1"
     first = Daemon(log, config_of(flush_interval_s), poll=6, directory=directory, clock=clock)
     for turn in range(6 + turns):
@@ -166,7 +149,7 @@ def test_a_crash_on_the_way_changes_nothing(turns: int, flush_interval_s: float)
 def test_aborts_on_the_way_change_nothing() -> None:
     """Whatever transaction of it is aborted, the one that buries the old states among them."""
     aborts = dict.fromkeys((5, 6, 8, 9, -10, 12, 14, -16), TransactionAborted("changed its mind"))
-    log, directory = log_of(200), Directory("v1", "w1")
+    log, directory = log_of(200, partitions=2), Directory("v1", "w1")
     directory.champion = "v1"
     daemon = Daemon(log, config_of(20.0), poll=7, directory=directory, failures=aborts)
     for turn in range(16):
@@ -180,7 +163,7 @@ def test_aborts_on_the_way_change_nothing() -> None:
 
 def test_a_way_back_begins_from_the_last_records_too() -> None:
     """Back to the first network: rows that it wrote before are not taken for states of now, also after a crash."""
-    log, directory, clock = log_of(240), Directory("v1", "w1"), Clock()
+    log, directory, clock = log_of(240, partitions=2), Directory("v1", "w1"), Clock()
     directory.champion = "v1"
     daemon = Daemon(log, config_of(0.0), poll=8, directory=directory, clock=clock)
     for turn in range(22):
@@ -196,7 +179,7 @@ def test_a_way_back_begins_from_the_last_records_too() -> None:
 
 def test_new_weights_of_the_new_network_wait_for_its_states() -> None:
     """Promoted while the tail is on: taken up at a committed point after it, as weights of the same network are."""
-    log, directory = log_of(240), Directory("v1", "w1", "w2")
+    log, directory = log_of(240, partitions=2), Directory("v1", "w1", "w2")
     directory.champion = "v1"
     daemon = Daemon(log, config_of(), poll=4, directory=directory)
     for turn in range(16):
@@ -210,7 +193,7 @@ def test_new_weights_of_the_new_network_wait_for_its_states() -> None:
 
 def test_a_partition_of_a_network_that_is_being_compiled_waits_for_it() -> None:
     """Whoever gets a partition that another instance has changed over does not change it back meanwhile."""
-    log, directory, clock = log_of(200), Directory("v1", "w1"), Clock()
+    log, directory, clock = log_of(200, partitions=2), Directory("v1", "w1"), Clock()
     ahead = Daemon(log, config_of(), poll=6, directory=directory, clock=clock)
     for _ in range(8):
         ahead.turn()
@@ -266,7 +249,7 @@ def test_what_retention_has_deleted_of_the_tail_is_not_missed() -> None:
 
 def test_at_least_once_it_is_the_same_but_for_what_is_answered_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where rows and offsets are not one transaction, a run that nothing happens to is as the rule says."""
-    log, directory = log_of(160), Directory("v1", "w1")
+    log, directory = log_of(160, partitions=2), Directory("v1", "w1")
     directory.champion = "v1"
     daemon = Daemon(log, config_of(10.0), poll=7, directory=directory)
     monkeypatch.setattr(daemon.worker, "_atomic", False)

@@ -14,11 +14,13 @@ from daemon import (
     answers,
     answers_of,
     assert_same,
+    changes,
     engine_of,
     feed,
+    log_of,
     make_config,
-    make_log,
     make_pipeline,
+    versions_of,
     walk,
 )
 from prometheus_client import CollectorRegistry
@@ -34,21 +36,6 @@ from forecaster.service import declare_metrics
 
 P0, P1 = TopicPartition("ticks", 0), TopicPartition("ticks", 1)
 NEVER = {"flush_interval_s": 1e9}
-
-
-def log_of(length: int, partitions: int = 1) -> MemoryLog:
-    """Walks of five streams, read by nobody."""
-    log = make_log(partitions)
-    feed(log, walk("ABCDE", length))
-    return log
-
-
-def versions_of(log: MemoryLog) -> dict[TopicPartition, list[str]]:
-    """The version of each forecast, by partition in the records' order."""
-    found: dict[TopicPartition, list[str]] = {}
-    for (topic, partition, _), forecast in sorted(answers(log).forecasts.items()):
-        found.setdefault(TopicPartition(topic, partition), []).append(forecast["model"].partition("@")[2])
-    return found
 
 
 def one_by_one(log: MemoryLog, versions: Mapping[TopicPartition, list[str]]) -> Answers:
@@ -68,11 +55,6 @@ def one_by_one(log: MemoryLog, versions: Mapping[TopicPartition, list[str]]) -> 
 def assert_exact(log: MemoryLog) -> None:
     """Every forecast is that of a run in which each record has the version that its forecast names."""
     assert_same(one_by_one(log, versions_of(log)), answers(log), 1e-4)
-
-
-def changes(versions: list[str]) -> list[str]:
-    """The versions in their order, each once for a run of it."""
-    return [version for i, version in enumerate(versions) if not i or versions[i - 1] != version]
 
 
 def test_new_weights_are_taken_up_in_the_middle_of_a_run() -> None:
