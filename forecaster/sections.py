@@ -250,8 +250,8 @@ class StreamsConfig(Section, frozen=True):
     """How many streams an input keeps, and how their state survives."""
 
     capacity: Annotated[int, Meta(ge=1, le=50_000_000)] = 20_000
-    """Streams in the device's table. 20,000 x about 2,300 floats (three horizons up to 20, an LSTM of 64 units) are
-    180 MB. More streams than that are no loss, only a way through host memory for those that have been quiet."""
+    """Streams in the device's table. 20,000 x about 2,400 floats (three horizons up to 20, an LSTM of 64 units) are
+    190 MB. More streams than that are no loss, only a way through host memory for those that have been quiet."""
     streams_max: Annotated[int, Meta(ge=0)] = 200_000
     """Streams beyond `capacity` keep their state in host memory up to this many in all: 180,000 x 10 kB = 1.8 GB."""
     idle_ttl_s: Annotated[float, Meta(ge=0), LIVE] = 30 * 86_400.0
