@@ -22,6 +22,7 @@ from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
 from forecaster.records import Assigned, Commit, Output, Poll, Record, TopicPartition
 from forecaster.rekey import Rekeyer
+from forecaster.stalls import Stalls
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,6 @@ IDLE_SWEEP_S = 60.0
 # With no partition for so long: not between two rebalances, but more instances than partitions.
 STANDBY_S = 5.0
 DRAIN_FLUSH_S = 5.0
-# A healthy broker hands out what it has in a fetch or two, each of at most half a second.
-STALL_S = 30.0
 
 
 class StateReader(Protocol):
@@ -140,7 +139,8 @@ class Worker:
         self._afresh: dict[TopicPartition, Assigned] = {}  # restored, and on their way through their last records
         self._failures = 0
         self._where = Where.POLL
-        self._swept_s = self._progressed_s = clock()
+        self._swept_s = clock()
+        self._stalls = Stalls()
         self._without_s: float | None = None  # since when the group has had no partition for us
         self._standing_by = False
 
@@ -185,21 +185,23 @@ class Worker:
             # Or there are no more: what the topic has lost of them nobody can step.
             if self._positions[partition] >= assigned.offset or lag.get(partition) == 0:
                 del self._afresh[partition]
-        self._note_progress(lag, worked=worked)
+        self._note_progress(lag)
         self._observer.turned(self._pipelines, lag)
         return worked
 
-    def _note_progress(self, lag: Mapping[TopicPartition, int], *, worked: bool) -> None:
-        """The loop turns; but records that wait and do not come are a stall too, and nobody else would notice."""
+    def _note_progress(self, lag: Mapping[TopicPartition, int]) -> None:
+        """The loop turns; a partition that stands still is told of, and asked for anew: a client may forget one."""
         self._health.progress()
-        now_s = self._clock()
-        behind = {partition: records for partition, records in lag.items() if records}
-        if worked or not behind:
-            self._progressed_s = now_s
+        live = {at: p for at, p in self._positions.items() if at not in self._restores and at not in self._waiting}
+        stalls = self._stalls.look(live, lag, self._clock())
+        for stall in stalls:
+            if stall.is_news:
+                event(log, "stalled: asking anew", level=logging.WARNING, **stall._asdict())
+                self._source.resume(stall.partition, stall.position)
+        if stalls:
+            self._health.fail("progress", "; ".join(map(str, stalls)))
+        else:
             self._health.ok("progress")
-        elif now_s - self._progressed_s > STALL_S:
-            stuck = ", ".join(f"{partition} {records} records behind" for partition, records in behind.items())
-            self._health.fail("progress", f"{stuck}, and none read for {now_s - self._progressed_s:.0f} s")
 
     def _take_up_weights(self) -> None:
         """A partition whose states are all written, as committed, goes on with the newest weights."""
