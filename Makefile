@@ -65,7 +65,7 @@ release: wheel sbom ## what a release is made of: the wheel, the bill of materia
 audit: .venv/synced ## known vulnerabilities of what uv.lock names; asks PyPI's advisories, so it needs that network
 	mkdir -p .cache
 	$(UV) export --frozen --quiet --no-dev --all-extras --no-emit-project --output-file .cache/audit.txt >/dev/null
-	$(UV) tool run --from 'pip-audit>=2.9' pip-audit --requirement .cache/audit.txt --require-hashes --disable-pip
+	$(UV) tool run --from 'pip-audit>=2.9' pip-audit --requirement .cache/audit.txt --require-hashes --disable-pip --strict
 
 # Five minutes on two quiet cores: what has changed. The figures of the documents are each benchmark's own defaults.
 BENCH_throughput := --rounds 1 --records 100000
