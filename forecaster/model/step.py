@@ -23,6 +23,7 @@ from forecaster.model.columns import Scores, StepInputs, StepOutputs, pack, pack
 from forecaster.model.geometry import experts
 from forecaster.model.layout import row_layout
 from forecaster.model.plan import Bucket, Call, buckets_for, plan
+from forecaster.model.programs import Program, named_by_content
 from forecaster.model.registry import Model
 from forecaster.model.runtime import DeviceChoice, Fields, Tensor, pick_device, tf, xla
 
@@ -30,8 +31,6 @@ from forecaster.model.runtime import DeviceChoice, Fields, Tensor, pick_device, 
 RESOLUTION = 1e-5
 
 COMPILE_THREADS = 2
-
-Compiled = Callable[..., tuple[Tensor, Tensor]]
 
 
 class StepEngine:
@@ -64,7 +63,7 @@ class StepEngine:
         self.calls = 0
         self._capacity = capacity
         self._buckets = buckets_for(capacity)
-        self._compiled: dict[Bucket, Compiled] = {}
+        self._compiled: dict[Bucket, Program] = {}
         self._touched: list[tuple[Tensor, Tensor]] = []
         self._shapes = network.output_shapes(model.spec)
         with tf.device(self.device_name):
@@ -180,7 +179,7 @@ class StepEngine:
             )
         require_shapes(model)
 
-    def _trace(self, bucket: Bucket) -> Compiled:
+    def _trace(self, bucket: Bucket) -> Program:
         spec, layout, table = self.model.spec, self.layout, self._table
         initial = layout.initial_row()
         width = packed_columns(spec).width
@@ -211,13 +210,14 @@ class StepEngine:
             return before, outputs
 
         with tf.device(self.device_name):
-            return tf.function(call, autograph=False).get_concrete_function(  # type: ignore[no-any-return]
+            traced = tf.function(call, autograph=False).get_concrete_function(
                 tf.TensorSpec([bucket.streams], tf.int32),
                 tf.TensorSpec([bucket.streams], tf.bool),
                 tf.TensorSpec([bucket.records + bucket.streams, width], tf.float32),
                 tf.TensorSpec([bucket.records], tf.int32),
                 tf.TensorSpec([], tf.int32),
             )
+            return named_by_content(traced)
 
     def _run(self, call: Call, packed: NDArray[np.float32]) -> NDArray[np.float32]:
         """Make one call over records `packed`, in the call's order; its outputs in the same order."""
