@@ -5,7 +5,8 @@
                (Gibbs and Candes, 2021); what was issued counts, so coverage is right in the long run
                however the series changes
     direction  a mean of three forecasts of "up": even odds, the quantiles', the head's, weighed by their
-               logarithmic losses; then the odds are stretched or shrunk and shifted as past outcomes ask
+               logarithmic losses; then its logit is stretched or shrunk, bent and shifted as past outcomes ask:
+               stretch z + bend tanh(BEND_SLOPE z) + shift
 
 The offset of an outer quantile moves faster than that of an inner one: the coverage
 hangs on the first, and noise in the second costs accuracy.
@@ -39,9 +40,13 @@ MISS_MAX = 8.0
 TRUSTED_AFTER = 20.0
 
 DIRECTION_RATE, DIRECTION_MEMORY = 0.3, 0.998
-# Even odds are believed until the others have shown more: no edge is claimed without evidence.
-EVEN_PRIOR = 20.0
+# Even odds are believed until the others have shown more: twice as much. What the quantiles say is near even by
+# itself where there is no edge.
+EVEN_PRIOR = 2.0
 ODDS_RATE = 0.005
+# A mix with even odds in it claims too little where it is near them, and one of normal distributions too much where
+# it is far from them: one stretch cannot mend both.
+BEND_SLOPE, BEND_MAX = 4.0, 1.5
 SAME_MEMORY = 500.0
 CHANCE_MIN = 0.005
 
@@ -156,18 +161,18 @@ def learn_direction(
     up = tf.cast(change > 0.0, change.dtype)
     losses = tf.nn.softplus(said) - up[..., None] * said
     odds = state["calibration/odds"]
-    stretch, shift = tf.exp(odds[..., 0]), odds[..., 1]
-    wrong = up - tf.sigmoid(stretch * mixed + shift)
+    wrong = up - tf.sigmoid(_bent(odds, mixed))
     slower = 1.0 / np.sqrt(np.array(spec.horizons, np.float32))
     # The shift alone is slowed: where no edge is claimed the mix is near even, and stretching it does no harm.
-    step = ODDS_RATE * tf.stack([wrong * mixed * stretch, slower * wrong], axis=-1)
+    by = [wrong * mixed * tf.exp(odds[..., 0]), slower * wrong, wrong * tf.tanh(BEND_SLOPE * mixed)]
+    odds = tf.clip_by_value(odds + ODDS_RATE * tf.stack(by, axis=-1), [-1.5, -1.5, 0.0], [1.5, 1.5, BEND_MAX])
     number = tf.cast(count[:, None] - tf.constant(spec.horizons, tf.int32) + 2, change.dtype)[:, None, :]
     same = state["calibration/same"]
     now_same = same + (tf.cast(change == 0.0, change.dtype) - same) / tf.clip_by_value(number, 2.0, SAME_MEMORY)
     old = state["calibration/losses"]
     return {
         "calibration/losses": tf.where(moved[..., None], DIRECTION_MEMORY * old + losses, old),
-        "calibration/odds": tf.where(moved[..., None], tf.clip_by_value(odds + step, -1.5, 1.5), odds),
+        "calibration/odds": tf.where(moved[..., None], odds, state["calibration/odds"]),
         "calibration/same": tf.where(settled, now_same, same),
     }
 
@@ -179,7 +184,11 @@ def chances(spec: NetworkSpec, fields: Fields, said: Tensor) -> tuple[Tensor, Te
     weights = tf.nn.softmax(prior - DIRECTION_RATE * slower * fields["calibration/losses"])
     up = tf.reduce_sum(weights * tf.sigmoid(said), axis=-1)
     mixed = tf.math.log(up) - tf.math.log1p(-up)
-    odds = fields["calibration/odds"]
-    up = tf.clip_by_value(tf.sigmoid(tf.exp(odds[..., 0]) * mixed + odds[..., 1]), CHANCE_MIN, 1.0 - CHANCE_MIN)
+    up = tf.clip_by_value(tf.sigmoid(_bent(fields["calibration/odds"], mixed)), CHANCE_MIN, 1.0 - CHANCE_MIN)
     moves = 1.0 - fields["calibration/same"]
     return tf.stack([moves * up, moves * (1.0 - up)], axis=-1), mixed
+
+
+def _bent(odds: Tensor, mixed: Tensor) -> Tensor:
+    """The logit that is published, by the logarithm of the stretch, the shift and the bend."""
+    return tf.exp(odds[..., 0]) * mixed + odds[..., 1] + odds[..., 2] * tf.tanh(BEND_SLOPE * mixed)

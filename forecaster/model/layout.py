@@ -18,7 +18,7 @@ from forecaster.model.geometry import LAGS, LEVELS, experts, kept_width, longest
 from forecaster.model.spec import NetworkSpec
 
 # Changes whenever an old row can no longer be read as a new one.
-ROW_FORMAT = 2
+ROW_FORMAT = 3
 
 # Variance of a readout's weight before anything is known, and at most: that of about 30 records of evidence.
 VARIANCE_MAX = 0.03
@@ -172,8 +172,8 @@ def _adaptive_fields(spec: NetworkSpec) -> Iterator[Declared]:
         yield "calibration/offsets", (*forecasts, len(spec.quantiles)), 0.0
         # Of even odds, the quantiles' and the head's.
         yield "calibration/losses", (*forecasts, 3), 0.0
-        # log of the stretch, and the shift.
-        yield "calibration/odds", (*forecasts, 2), 0.0
+        # log of the stretch, the shift, the bend.
+        yield "calibration/odds", (*forecasts, 3), 0.0
         # How often the value was the same.
         yield "calibration/same", forecasts, 0.0
 
