@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecaster.config import Config
+from forecaster.config import Config, InputConfig
 from forecaster.errors import BrokerUnavailable, ForecasterError
 from forecaster.health import Health
 from forecaster.kafka import GroupSink, GroupSource, open_sink, open_source, partition_for_key, require_access
@@ -23,7 +24,8 @@ from forecaster.labels import Stage as Where
 from forecaster.learner.feed import Feed
 from forecaster.log import event
 from forecaster.metrics import Metrics
-from forecaster.model.step import StepEngine
+from forecaster.model.registry import Model
+from forecaster.model.step import COMPILE_THREADS, StepEngine
 from forecaster.networks import state_checksum
 from forecaster.observer import MetricsObserver
 from forecaster.outcome import Outcome
@@ -52,21 +54,45 @@ class Engines(NamedTuple):
     by_input: dict[str, StepEngine]
 
     @classmethod
-    def compiled(cls, config: Config, progress: Progress | None = None) -> Engines:
-        """Load each input's weights and compile its step. `progress(what, done, of)`."""
-        engines = {}
-        for each in config.inputs:
-            if each.model is None:
-                text = "no model configured: forecasts are the last value until `forecaster train`"
-                event(log, text, input=each.name)
-            engine = StepEngine(load_model(each), config.streams.capacity, config.device.device)
-            started_s = time.perf_counter()
-            name = each.name
-            engine.compile(None if progress is None else partial(progress, f"compile {name}"))
-            seconds = round(time.perf_counter() - started_s, 1)
-            event(log, "compiled", input=name, model=engine.model.version, device=engine.device_name, seconds=seconds)
-            engines[name] = engine
-        return cls(engines)
+    def compiled(
+        cls, config: Config, progress: Progress | None = None, load: Callable[[InputConfig], Model] = load_model
+    ) -> Engines:
+        """Load each input's weights and compile its step, two inputs at a time.
+
+        Args:
+            config: all of it.
+            progress: told (what, done, of), by several threads; what it raises ends the compiling.
+            load: an input's weights; its champion's if not said.
+        """
+        # Tracing holds Python's lock and XLA does not.
+        with ThreadPoolExecutor(COMPILE_THREADS, "compile") as pool:
+            compiling = {
+                each.name: pool.submit(
+                    _compiled, each, config, load, progress and partial(progress, f"compile {each.name}")
+                )
+                for each in config.inputs
+            }
+            try:
+                return cls({name: each.result() for name, each in compiling.items()})
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _compiled(
+    each: InputConfig,
+    config: Config,
+    load: Callable[[InputConfig], Model],
+    progress: Callable[[int, int], None] | None,
+) -> StepEngine:
+    if each.model is None:
+        event(log, "no model configured: forecasts are the last value until `forecaster train`", input=each.name)
+    engine = StepEngine(load(each), config.streams.capacity, config.device.device)
+    started_s = time.perf_counter()
+    engine.compile(progress)
+    seconds = round(time.perf_counter() - started_s, 1)
+    version, device = engine.model.version, engine.device_name
+    event(log, "compiled", input=each.name, model=version, device=device, seconds=seconds)
+    return engine
 
 
 def build_pipelines(
@@ -161,6 +187,7 @@ def run(
     observe: Callable[[Observer], Observer] = lambda observer: observer,
     started: Callable[[str, Health], None] | None = None,
     reloader: Reloader | None = None,
+    compiled: Callable[[Config, Progress | None], Engines] = Engines.compiled,
 ) -> None:
     """The daemon, until `stop` is set.
 
@@ -171,6 +198,7 @@ def run(
         observe: may put an observer of its own around the metrics'.
         reloader: read the config again where somebody asks for it.
         started: told the HTTP server's address and the health once they exist.
+        compiled: makes the inputs' steps.
 
     Raises:
         Fatal: one line that says what to mend; the process should exit non-zero.
@@ -193,7 +221,7 @@ def run(
             for each in config.inputs:
                 begin_untrained(each)
         with health.waiting("compiling", COMPILE_TIMEOUT_S):
-            engines = Engines.compiled(config, progress)
+            engines = compiled(config, progress)
         declare_models(metrics, config, engines)
 
         def partition_of(topic: str, key: bytes) -> int:

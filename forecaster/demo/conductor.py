@@ -1,6 +1,6 @@
 """The demo from its first part to its last: who starts when, who waits for whom, who ends first.
 
-broker starts  |  networks train on the first part of the series
+broker starts  |  networks train on the first part of the series  |  their steps are compiled
 topics -> the daemon that `run` runs -> the rest is replayed -> a screen of it
 """
 
@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forecaster.demo import display, samples
 from forecaster.demo.board import Board
@@ -22,11 +23,15 @@ from forecaster.health import Health
 from forecaster.kafka import create_topics
 from forecaster.kafka.publishing import delete_topics
 
+if TYPE_CHECKING:
+    # For its type only: it brings TensorFlow.
+    from forecaster.service import Engines
+
 # In time, from each input's beginning: so much is learned from, the rest is replayed.
 TRAINED_PART = 0.6
 PARTITIONS = 3
 DRAW_S = 0.2
-READY_TIMEOUT_S = 180.0
+READY_TIMEOUT_S = 360.0
 # A compilation cannot be interrupted; who pressed Ctrl-C need not wait for its end.
 COMPILE_GRACE_S = 5.0
 
@@ -49,7 +54,7 @@ class Demo:
         assert address is not None
         self._config = write_config(directory, address, prefix)
         self._topics: list[str] = []
-        self._training: Job[None] | None = None
+        self._training: Job[Engines] | None = None
         self._service: Job[None] | None = None
         self._service_stop = threading.Event()
         self._feeder: Feeder | None = None
@@ -62,8 +67,9 @@ class Demo:
             self._broker.start()
         self._training = Job("training", lambda: train(self._config, trained, self._steps, self._stop))
         self._prepare()
+        engines = self._training.result()
         board = Board(self._config.inputs)
-        self._service = Job("daemon", lambda: self._serve(board))
+        self._service = Job("daemon", lambda: self._serve(board, engines))
         self._await(self._ready)
         self._feeder = Feeder(self._config, samples.replay(replayed), speed)
         self._await(lambda: board.answering)
@@ -91,32 +97,18 @@ class Demo:
         inputs = [topic for each in self._config.inputs for topic in each.topics]
         self._topics = create_topics(self._config.kafka, inputs, PARTITIONS)
         self._await(lambda: not training.running)
-        training.result()
+        self._steps.tell("first forecast", "joining the group")
 
-    def _serve(self, board: Board) -> None:
+    def _serve(self, board: Board, engines: Engines) -> None:
         from forecaster import service  # noqa: PLC0415 - TensorFlow
-
-        def progress(what: str, done: int, of: int) -> None:
-            if self._stop.is_set():
-                raise Stopped
-            self._compiled(what, done, of)
 
         service.run(
             self._config,
             self._service_stop,
-            progress=progress,
             observe=board.watch,
             started=lambda url, health: self._web.append((url, health)),
+            compiled=lambda *_: engines,
         )
-
-    def _compiled(self, what: str, done: int, of: int) -> None:
-        names = [f"compile {each.name}" for each in self._config.inputs]
-        part = (names.index(what) + done / of) / len(names) if what in names else 0.0
-        if part < 1.0:
-            self._steps.tell("compiled", what, part)
-        else:
-            self._steps.done("compiled", "one call for each input")
-            self._steps.tell("first forecast", "joining the group")
 
     def _ready(self) -> bool:
         assert self._service is not None

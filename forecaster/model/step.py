@@ -81,8 +81,6 @@ class StepEngine:
 
     def compile(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Trace and compile every bucket; progress(done, of) is called after each."""
-        for bucket in self._buckets:
-            self._compiled[bucket] = self._trace(bucket)
         nothing = np.empty(0, np.int64)
         no_records = np.empty((0, packed_columns(self.model.spec).width), np.float32)
 
@@ -92,10 +90,13 @@ class StepEngine:
                 Call(bucket, np.empty(0, np.int32), np.empty(0, np.bool_), np.empty(0, np.int32), nothing), no_records
             )
 
-        # XLA compiles on one core, without Python's lock: 1.5 s a bucket, two at a time.
+        # XLA compiles on one core, without Python's lock: two at a time, while the next bucket is traced.
         with ThreadPoolExecutor(COMPILE_THREADS) as pool:
-            running = [pool.submit(warm, bucket) for bucket in self._buckets]
+            running = []
             try:
+                for bucket in self._buckets:
+                    self._compiled[bucket] = self._trace(bucket)
+                    running.append(pool.submit(warm, bucket))
                 for done, finished in enumerate(as_completed(running), 1):
                     finished.result()
                     if progress is not None:
