@@ -40,7 +40,7 @@ class StepEngine:
         model: whose weights are in use.
         layout: of a row of the table.
         device_name: `/GPU:0` or `/CPU:0`.
-        traces: how often the step was traced; more than the number of buckets is a defect.
+        traces: how often the step was traced; more than the once that `compile` does is a defect.
         step_seconds: wall time of the last step().
         rounds: rounds run by the last step(), over all its calls.
         calls: compiled calls made by the last step().
@@ -63,7 +63,7 @@ class StepEngine:
         self.calls = 0
         self._capacity = capacity
         self._buckets = buckets_for(capacity)
-        self._compiled: dict[Bucket, Program] = {}
+        self._program: Program | None = None
         self._touched: list[tuple[Tensor, Tensor]] = []
         self._shapes = network.output_shapes(model.spec)
         with tf.device(self.device_name):
@@ -80,7 +80,8 @@ class StepEngine:
         return (self._capacity + 1) * self.layout.width * 4
 
     def compile(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Trace and compile every bucket; progress(done, of) is called after each."""
+        """Trace the step and compile it for every bucket; progress(done, of) is called after each."""
+        self._program = self._trace()
         nothing = np.empty(0, np.int64)
         no_records = np.empty((0, packed_columns(self.model.spec).width), np.float32)
 
@@ -90,13 +91,10 @@ class StepEngine:
                 Call(bucket, np.empty(0, np.int32), np.empty(0, np.bool_), np.empty(0, np.int32), nothing), no_records
             )
 
-        # XLA compiles on one core, without Python's lock: two at a time, while the next bucket is traced.
+        # XLA compiles on one core, without Python's lock: two at a time.
         with ThreadPoolExecutor(COMPILE_THREADS) as pool:
-            running = []
+            running = [pool.submit(warm, bucket) for bucket in self._buckets]
             try:
-                for bucket in self._buckets:
-                    self._compiled[bucket] = self._trace(bucket)
-                    running.append(pool.submit(warm, bucket))
                 for done, finished in enumerate(as_completed(running), 1):
                     finished.result()
                     if progress is not None:
@@ -180,18 +178,21 @@ class StepEngine:
             )
         require_shapes(model)
 
-    def _trace(self, bucket: Bucket) -> Program:
+    def _trace(self) -> Program:
+        """Trace it once, for any number of streams: XLA knows the shapes, and makes a program of its own for each."""
         spec, layout, table = self.model.spec, self.layout, self._table
         initial = layout.initial_row()
         width = packed_columns(spec).width
 
         def advance(rows: Tensor, fresh: Tensor, flat: Tensor, widths: Tensor, rounds: Tensor) -> tuple[Tensor, Tensor]:
             state = network.unpack_rows(layout, tf.where(fresh[:, None], initial, rows))
-            outputs = tf.zeros([flat.shape[0], sum(int(np.prod(shape)) for shape in self._shapes.values())])
+            columns = sum(int(np.prod(shape)) for shape in self._shapes.values())
+            outputs = tf.zeros(tf.stack([tf.shape(flat)[0], columns]))
 
             def one_round(place: Tensor, start: Tensor, state: Fields, outputs: Tensor) -> tuple[Tensor, ...]:
-                packed = tf.slice(flat, tf.stack([start, 0]), [bucket.streams, width])
-                live = tf.range(bucket.streams) < widths[place]
+                streams = tf.shape(fresh)[0]
+                packed = tf.slice(flat, tf.stack([start, 0]), tf.stack([streams, width]))
+                live = tf.range(streams) < widths[place]
                 made, state = network.step(spec, self._weights, state, packed, live)
                 # Rows beyond this round's width are overwritten by the next round's block, or lie in the padding.
                 outputs = xla.dynamic_update_slice(outputs, made, tf.stack([start, 0]))
@@ -212,16 +213,17 @@ class StepEngine:
 
         with tf.device(self.device_name):
             traced = tf.function(call, autograph=False).get_concrete_function(
-                tf.TensorSpec([bucket.streams], tf.int32),
-                tf.TensorSpec([bucket.streams], tf.bool),
-                tf.TensorSpec([bucket.records + bucket.streams, width], tf.float32),
-                tf.TensorSpec([bucket.records], tf.int32),
+                tf.TensorSpec([None], tf.int32),
+                tf.TensorSpec([None], tf.bool),
+                tf.TensorSpec([None, width], tf.float32),
+                tf.TensorSpec([None], tf.int32),
                 tf.TensorSpec([], tf.int32),
             )
             return named_by_content(traced)
 
     def _run(self, call: Call, packed: NDArray[np.float32]) -> NDArray[np.float32]:
         """Make one call over records `packed`, in the call's order; its outputs in the same order."""
+        assert self._program is not None
         bucket, streams = call.bucket, len(call.slots)
         slots = np.full(bucket.streams, self._capacity, np.int32)
         slots[:streams] = call.slots
@@ -233,7 +235,7 @@ class StepEngine:
         widths[: len(call.widths)] = call.widths
         with tf.device(self.device_name):
             where = tf.constant(slots)
-            before, outputs = self._compiled[bucket](
+            before, outputs = self._program(
                 where,
                 tf.constant(fresh),
                 tf.constant(flat),

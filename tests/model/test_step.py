@@ -115,13 +115,23 @@ def test_stream_that_takes_a_slot_knows_nothing_of_the_last_one(
     same(engine.step(make_inputs(spec, [2] * 6, values)), blank)
 
 
-def test_ragged_polls_never_trace_again(engine: StepEngine, spec: NetworkSpec) -> None:
-    """Two hundred polls of all shapes run on the four traces of compile()."""
+def test_ragged_polls_never_trace_again(engine: StepEngine, spec: NetworkSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hundred polls of all shapes run on the one trace of compile(), and in the four shapes that it compiled."""
+    program, shapes = engine._program, set()
+    assert program is not None
+
+    def watched(*arguments: Any) -> Any:
+        shapes.add(tuple(tuple(each.shape) for each in arguments))
+        return program(*arguments)
+
+    monkeypatch.setattr(engine, "_program", watched)
     random = np.random.default_rng(0)
     for poll in range(200):
         records = int(random.integers(1, 3 + 3 * poll))
         engine.step(ragged(spec, records, int(random.integers(1, 200)), seed=poll))
-    assert engine.traces == 4
+    assert engine.traces == 1
+    assert {shape[0] for shape in shapes} <= {(bucket.streams,) for bucket in engine._buckets}
+    assert len(shapes) <= len(engine._buckets) == 4
 
 
 def test_written_rows_go_on_as_if_never_interrupted(engine: StepEngine, spec: NetworkSpec, same: Same) -> None:
@@ -292,7 +302,7 @@ def test_swapped_weights_are_used_with_no_new_trace(engine: StepEngine, spec: Ne
     engine.swap(make_model(spec, seed=77, version="v2"))
     after = engine.step(inputs)
     assert np.abs(before.up - after.up).max() > 1e-3
-    assert engine.traces == 4
+    assert engine.traces == 1
 
 
 def test_weights_of_another_network_are_refused(spec: NetworkSpec) -> None:
