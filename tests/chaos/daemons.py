@@ -22,19 +22,15 @@ class DaemonProcess:
         config: the daemon's file.
         instance: its [kafka] instance, the same in each life.
         directory: where its log goes.
-        cache: what XLA has compiled, for all daemons of a test; in `directory` if not said.
     """
 
-    def __init__(self, config: Path, instance: str, directory: Path, cache: Path | None = None) -> None:
+    def __init__(self, config: Path, instance: str, directory: Path) -> None:
         self.instance = instance
         self.log_path = directory / f"{instance}.log"
         self.exits: list[tuple[int, str]] = []  # code and last line of the lives that ended by themselves
         sets = ("--set", f"kafka.instance={instance}")
         self._command = [sys.executable, "-m", "forecaster", "run", "--config", str(config), *sets]
-        # A compiled step is kept for the next life: starting over and over, the storm would do little but compile.
-        kept = os.environ.get("FORECASTER_TEST_XLA_CACHE", cache or directory / "xla")
-        flags = f"--tf_xla_persistent_cache_directory={kept}"
-        self._environment = {**os.environ, "TF_XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        self._environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         self._process: subprocess.Popen[bytes] | None = None
         self._life_begins = 0
 

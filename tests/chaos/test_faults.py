@@ -102,7 +102,7 @@ class Site(NamedTuple):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Logs, models and what XLA has compiled once for all of these."""
+    """Logs and models."""
     return tmp_path_factory.mktemp("faults")
 
 
@@ -134,7 +134,7 @@ def make_site(kafka: DevKafka, directory: Path, client: str) -> Iterator[Callabl
 
         def daemon(instance: str) -> DaemonProcess:
             (directory / instance).mkdir(exist_ok=True)
-            started.append(DaemonProcess(file, instance, directory / instance, directory / "xla"))
+            started.append(DaemonProcess(file, instance, directory / instance))
             started[-1].start()
             return started[-1]
 
@@ -150,7 +150,7 @@ def test_two_of_one_name(make_site: Callable[..., Site], directory: Path) -> Non
     site = make_site("fenced")
     older = site.daemon("fenced-same")
     older.await_line("restored", START_TIMEOUT_S, times=2)
-    newer = DaemonProcess(site.file, "fenced-same", directory, directory / "xla")
+    newer = DaemonProcess(site.file, "fenced-same", directory)
     newer.start()
     try:
         assert older.wait(START_TIMEOUT_S) == 1
