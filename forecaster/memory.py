@@ -8,6 +8,7 @@ not at all, nothing uncommitted to be seen. Left out: everything that can fail.
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -236,6 +237,20 @@ class MemoryStateReader:
         """Nothing is held."""
 
 
+class MemoryEnding:
+    """A commit that is on its way, and never there before it is waited for."""
+
+    done = False
+
+    def __init__(self, commit: Callable[[], None]) -> None:
+        self._commit = commit
+
+    def wait(self) -> float:
+        """When it was done, by time.perf_counter()."""
+        self._commit()
+        return time.perf_counter()
+
+
 class MemorySink:
     """Writes to a log: a batch is there whole after `commit`, and not at all before.
 
@@ -258,6 +273,10 @@ class MemorySink:
         """Hold the outputs until the commit."""
         assert self._open is not None
         self._open.extend(outputs)
+
+    def end(self, offsets: Mapping[TopicPartition, Commit]) -> MemoryEnding:
+        """Commit, no sooner than somebody waits for it: the latest that a broker may take."""
+        return MemoryEnding(lambda: self.commit(offsets))
 
     def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
         """Outputs and offsets, together."""

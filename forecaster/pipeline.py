@@ -101,12 +101,29 @@ class Pipeline:
 
         Records come per partition in offset order, and all are to be stepped with one version of the weights.
         """
-        self._poll += 1
+        return self.prepare(records)(now_s)
+
+    def prepare(self, records: Sequence[Record]) -> Callable[[float], Outcome]:
+        """Decode records; what is returned does the rest of `process`.
+
+        This much touches no stream: it may be done while the batch before is still open, and thrown away.
+        """
+        ticks = self._decoder.decode_all(records)
         runs = _partition_runs(records)
+        offsets = np.fromiter(map(_OFFSET, records), np.int64, len(records))
+        return functools.partial(self._process, records, ticks, runs, offsets)
+
+    def _process(
+        self,
+        records: Sequence[Record],
+        ticks: Ticks,
+        runs: list[tuple[TopicPartition, int, int]],
+        offsets: NDArray[np.int64],
+        now_s: float,
+    ) -> Outcome:
+        self._poll += 1
         if runs:
             self._version = self.versions.use(runs[0][0])
-        ticks = self._decoder.decode_all(records)
-        offsets = np.fromiter(map(_OFFSET, records), np.int64, len(records))
         answered = _answered_before(runs, offsets, self._answered)
         self._positions_before = dict(self._positions)
         self._positions |= {partition: int(offsets[stop - 1]) + 1 for partition, _, stop in runs}

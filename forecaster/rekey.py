@@ -12,6 +12,7 @@ letters' key) is the original record.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from forecaster.checkpoint import Checkpoint
@@ -46,14 +47,26 @@ class Rekeyer:
 
     def process(self, records: Sequence[Record], now_s: float) -> Outcome:
         """Copies of the good records, dead letters of the others, in the records' order."""
+        return self.prepare(records)(now_s)
+
+    def prepare(self, records: Sequence[Record]) -> Callable[[float], Outcome]:
+        """Decode records; what is returned does the rest of `process`."""
+        return partial(self._process, records, list(map(self._stream, records)))
+
+    def _stream(self, record: Record) -> str | InvalidRecord:
+        try:
+            stream: str = self._decoder.decode(record)[0]
+        except InvalidRecord as error:
+            return error
+        return stream
+
+    def _process(self, records: Sequence[Record], streams: Sequence[str | InvalidRecord], now_s: float) -> Outcome:
         del now_s
         outcome = Outcome.empty()
-        for record in records:
-            try:
-                stream = self._decoder.decode(record)[0]
-            except InvalidRecord as error:
-                outcome.refused.append(error)
-                outcome.outputs.append(dead_letter(record, error, self._dead_letter_topic))
+        for record, stream in zip(records, streams, strict=True):
+            if isinstance(stream, InvalidRecord):
+                outcome.refused.append(stream)
+                outcome.outputs.append(dead_letter(record, stream, self._dead_letter_topic))
             else:
                 outcome.outputs.append(self._copy(record, stream.encode()))
         return outcome

@@ -11,10 +11,11 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from forecaster.errors import BrokerUnavailable, TransactionAborted
+from forecaster.errors import BrokerUnavailable, Fatal, TransactionAborted
 from forecaster.health import Health
 from forecaster.labels import Stage as Where
 from forecaster.log import event
@@ -36,6 +37,10 @@ IDLE_SWEEP_S = 60.0
 # With no partition for so long: not between two rebalances, but more instances than partitions.
 STANDBY_S = 5.0
 DRAIN_FLUSH_S = 5.0
+# While a batch is committed the next one is read, if there are so many records. Where there are fewer, they and what
+# comes while the broker commits are answered soonest in one batch, and that begins when the commit is done.
+AHEAD_RECORDS_MIN = 500
+AHEAD_TIMEOUT_S = 0.005
 
 
 class StateReader(Protocol):
@@ -63,12 +68,21 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+class Ending(Protocol):
+    """A batch on its way to be committed: what becomes of it, `wait` says. Meanwhile the source may be polled."""
+
+    @property
+    def done(self) -> bool: ...
+    def wait(self) -> float:
+        """When it was committed, by time.perf_counter(). Raises TransactionAborted, BrokerUnavailable, Fatal."""
+
+
 class Sink(Protocol):
     """Where outputs go, all of a batch or none of it."""
 
     def begin(self) -> None: ...
     def send(self, outputs: Iterable[Output]) -> None: ...
-    def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None: ...
+    def end(self, offsets: Mapping[TopicPartition, Commit]) -> Ending: ...
     def abort(self) -> None: ...
     def close(self) -> None: ...
 
@@ -96,6 +110,22 @@ class _Restore(NamedTuple):
     afresh: bool  # they are another network's: made anew from the last records
 
 
+class _Batch(NamedTuple):
+    """Records, and what each of their stages has made of its part already: a call that does the rest."""
+
+    records: list[Record]
+    parts: list[tuple[Stage, Callable[[float], Outcome]]]
+
+
+class _Sent(NamedTuple):
+    """What holds once a batch is committed, and not before."""
+
+    commits: dict[TopicPartition, Commit]
+    positions: dict[TopicPartition, int]
+    begun_s: float
+    ending: Ending | None  # None: there is nothing to tell anybody
+
+
 class Worker:
     """Owns the loop and every decision in it."""
 
@@ -113,12 +143,13 @@ class Worker:
         clock: Callable[[], float] = time.time,
         *,
         atomic: bool = True,
+        ahead_records_min: int = AHEAD_RECORDS_MIN,
     ) -> None:
         """The loop over these parts.
 
         `stage_of` names what an input topic's records go through: their pipeline, or the rekeyer before it;
         `state_topic` the topic of its streams' states. `atomic`: the sink commits outputs, rows and offsets
-        together, or nothing of them.
+        together, or nothing of them. `ahead_records_min`: where so many wait, read on while a batch is committed.
         """
         self._source = source
         self._sink = sink
@@ -131,6 +162,9 @@ class Worker:
         self._poll_timeout_s = poll_timeout_s
         self._clock = clock
         self._atomic = atomic
+        self._ahead_records_min = ahead_records_min
+        self._ahead: _Batch | None = None  # read while the last batch was committed; it is the next one
+        self._ahead_error: BrokerUnavailable | Fatal | None = None  # what came of that poll instead
         self._commits: dict[TopicPartition, Commit] = {}  # as committed: what a restart would find
         self._positions: dict[TopicPartition, int] = {}  # the next record to step: in a replay, before the answered one
         self._restores: dict[TopicPartition, _Restore] = {}
@@ -165,34 +199,37 @@ class Worker:
         self._change_networks()
         self._restore()
         self._where = Where.POLL
-        poll = self._source.poll(0.0 if self._restores else self._poll_timeout_s)
-        self._health.ok("broker")
-        self._follow(poll)
+        batch = self._next()
         self._note_standby()
         self._sweep()
         self._take_up_weights()
-        worked = bool(poll.records)
-        batches = self._batches(poll.records)
+        worked = bool(batch.records)
+        batches = self._batches(batch)
         while batches:
             self._handle(batches.pop(0), later=batches)
         # Not while the group rebalances: it would refuse the offsets, and the rows can wait.
         if (not worked or not self._atomic) and self._flush_is_due() and self._source.joined:
-            self._handle([])
+            self._handle(_Batch([], []))
             worked = True
         self._failures = 0
-        lag = self._source.lag()
+        in_hand = Counter[TopicPartition]() if self._ahead is None else Counter(map(_place, self._ahead.records))
+        lag = {partition: behind + in_hand[partition] for partition, behind in self._source.lag().items()}
         for partition, assigned in list(self._afresh.items()):
             # Or there are no more: what the topic has lost of them nobody can step.
             if self._positions[partition] >= assigned.offset or lag.get(partition) == 0:
                 del self._afresh[partition]
-        self._note_progress(lag)
+        self._note_progress(lag, in_hand)
         self._observer.turned(self._pipelines, lag)
         return worked
 
-    def _note_progress(self, lag: Mapping[TopicPartition, int]) -> None:
-        """The loop turns; a partition that stands still is told of, and asked for anew: a client may forget one."""
+    def _note_progress(self, lag: Mapping[TopicPartition, int], in_hand: Collection[TopicPartition]) -> None:
+        """The loop turns; a partition that stands still is told of, and asked for anew: a client may forget one.
+
+        One of which we have the next records moves; asked for anew it would give them to us twice.
+        """
         self._health.progress()
-        live = {at: p for at, p in self._positions.items() if at not in self._restores and at not in self._waiting}
+        still = self._positions.keys() - self._restores.keys() - self._waiting - set(in_hand)
+        live = {partition: self._positions[partition] for partition in still}
         stalls = self._stalls.look(live, lag, self._clock())
         for stall in stalls:
             if stall.is_news:
@@ -216,7 +253,7 @@ class Worker:
     def _change_networks(self) -> None:
         """Where a champion of another network is compiled: from what is committed on every partition goes on with it.
 
-        No record is in our hands, and no batch open.
+        No batch is open.
         """
         for pipeline in self._pipelines:
             if pipeline.versions.successor is not None:
@@ -229,58 +266,82 @@ class Worker:
             if isinstance(stage, Pipeline) and stage.versions.awaited is None:
                 self._begin_restore(Assigned(partition, *self._commits[partition]))
 
-    def _batches(self, records: list[Record]) -> list[list[Record]]:
+    def _next(self) -> _Batch:
+        """The records that were read ahead, or those of a poll."""
+        error, self._ahead_error = self._ahead_error, None
+        if error is not None:
+            raise error
+        batch, self._ahead = self._ahead, None
+        if batch is None or not batch.records:
+            poll = self._source.poll(0.0 if self._restores else self._poll_timeout_s)
+            self._follow(poll)
+            batch = self._prepare(poll.records)
+        self._health.ok("broker")
+        return batch
+
+    def _prepare(self, records: list[Record]) -> _Batch:
+        """Do with records what needs no stream's state."""
+        by_topic: dict[str, list[Record]] = {}
+        for record in records:
+            by_topic.setdefault(record.topic, []).append(record)
+        by_stage: dict[int, list[Record]] = {}
+        for topic, part in by_topic.items():
+            by_stage.setdefault(self._stages.index(self._stage_of(topic)), []).extend(part)
+        parts = [(self._stages[index], self._stages[index].prepare(part)) for index, part in by_stage.items()]
+        return _Batch(records, parts)
+
+    def _batches(self, batch: _Batch) -> list[_Batch]:
         """A poll's records by the weights that step them: one batch, but while a swap is on its way."""
         behind = frozenset[TopicPartition]().union(*(pipeline.versions.behind for pipeline in self._pipelines))
         if not behind:
-            return [records] if records else []
+            return [batch] if batch.records else []
         batches: dict[str, list[Record]] = {}
-        for record in records:
-            partition = TopicPartition(record.topic, record.partition)
+        for record in batch.records:
+            partition = _place(record)
             version = self._stage_of(record.topic).version_of(partition) if partition in behind else ""
             batches.setdefault(version, []).append(record)
-        return list(batches.values())
+        return [self._prepare(records) for records in batches.values()]
 
     # ------------------------------------------------------------------ a batch
 
-    def _handle(self, records: Sequence[Record], later: Sequence[Sequence[Record]] = ()) -> None:
+    def _handle(self, batch: _Batch, later: Sequence[_Batch] = ()) -> None:
         """Make one batch visible, all or nothing.
 
         1. Step every record; 2. send what follows, and the state rows that are due;
-        3. commit with the offsets; 4. only then believe it. A failure before 4 undoes
-        1, and the records are read again; those of `later` batches of the same poll too.
+        3. commit with the offsets, and read the next batch meanwhile; 4. only then believe it, and
+        only then look at what was read. A failure before 4 undoes 1, and the records are read
+        again; those of `later` batches of the same poll too, and those read ahead.
         """
+        moves = Poll([], [], [])
         try:
-            outcomes = self._process(records)
-            seconds = self._publish(records, outcomes)
+            outcomes = self._process(batch)
+            sent = self._send(batch.records, outcomes)
+            if sent.ending is not None and not sent.ending.done and not later:
+                moves = self._read_ahead()
+            ended_s = self._await(sent)
         except (BrokerUnavailable, TransactionAborted) as error:
-            self._undo(list(itertools.chain(records, *later)), error)
+            self._undo([batch, *later], error)
+            self._follow(moves)
             raise
         for pipeline in self._pipelines:
             pipeline.settle()
-        self._observer.committed(outcomes, seconds)
+        self._observer.committed(outcomes, ended_s - sent.begun_s)
+        self._follow(moves)
 
-    def _process(self, records: Sequence[Record]) -> list[tuple[Stage, Outcome]]:
+    def _process(self, batch: _Batch) -> list[tuple[Stage, Outcome]]:
         self._where = Where.STEP
-        self._observer.polled(records)
-        batches: dict[str, list[Record]] = {}
-        for record in records:
-            batches.setdefault(record.topic, []).append(record)
-        by_stage: dict[int, list[Record]] = {}
-        for topic, batch in batches.items():
-            by_stage.setdefault(self._stages.index(self._stage_of(topic)), []).extend(batch)
+        self._observer.polled(batch.records)
         outcomes = []
-        for index, batch in by_stage.items():
-            stage = self._stages[index]
-            outcome = stage.process(batch, self._clock())
+        for stage, step in batch.parts:
+            outcome = step(self._clock())
             self._observer.stepped(stage, outcome)
             outcomes.append((stage, outcome))
         return outcomes
 
-    def _publish(self, records: Sequence[Record], outcomes: Sequence[tuple[Stage, Outcome]]) -> float:
-        """Send and commit; how many seconds that took."""
+    def _send(self, records: Sequence[Record], outcomes: Sequence[tuple[Stage, Outcome]]) -> _Sent:
+        """Send what follows of a batch, and begin to commit it."""
         self._where = Where.PUBLISH
-        started_s = time.perf_counter()
+        begun_s = time.perf_counter()
         now_s = self._clock()
         outputs = [output for _, outcome in outcomes for output in outcome.outputs]
         # Where rows and offsets are not one, a crash between them must not leave a row that is ahead of what is
@@ -289,14 +350,46 @@ class Worker:
             outputs += pipeline.state_outputs(now_s)
         positions = self._next_positions(records)
         commits = self._next_commits(positions)
+        ending = None
         if outputs or commits:
             self._sink.begin()
             self._sink.send(outputs)
             self._where = Where.COMMIT
-            self._sink.commit(commits)
-        self._commits |= commits
-        self._positions = positions
-        return time.perf_counter() - started_s
+            ending = self._sink.end(commits)
+        return _Sent(commits, positions, begun_s, ending)
+
+    def _await(self, sent: _Sent) -> float:
+        """Wait for the commit, and take it for what holds; when that was."""
+        self._where = Where.COMMIT
+        ended_s = time.perf_counter() if sent.ending is None else sent.ending.wait()
+        self._commits |= sent.commits
+        self._positions = sent.positions
+        return ended_s
+
+    def _read_ahead(self) -> Poll:
+        """While the broker commits a batch: read the next one, and decode it.
+
+        Nobody is told of it before the outcome is known, not of an error either. What changed hands is to be followed
+        then, and before anything else is committed: after this poll we are a member that does not have what it lost.
+        """
+        nothing = Poll([], [], [])
+        if sum(self._source.lag().values()) < self._ahead_records_min:
+            return nothing
+        self._where = Where.POLL
+        try:
+            poll = self._source.poll(AHEAD_TIMEOUT_S)
+        except (BrokerUnavailable, Fatal) as error:
+            self._ahead_error = error
+            return nothing
+        self._ahead = self._prepare(poll.records)
+        return poll
+
+    def _let_go(self, partition: TopicPartition) -> None:
+        """It is to be read from elsewhere: what we have of it is no longer what comes next."""
+        if self._ahead is not None:
+            kept = [record for record in self._ahead.records if _place(record) != partition]
+            if len(kept) < len(self._ahead.records):
+                self._ahead = self._prepare(kept)
 
     def _next_positions(self, records: Sequence[Record]) -> dict[TopicPartition, int]:
         newest = {(record.topic, record.partition): record.offset for record in records}
@@ -320,12 +413,17 @@ class Worker:
     def _flush_is_due(self) -> bool:
         return any(pipeline.flush_is_due(self._clock()) for pipeline in self._pipelines)
 
-    def _undo(self, records: Sequence[Record], error: Exception) -> None:
-        """Nothing of this batch happened: not in the streams' states, not in the topics, not in the offsets."""
+    def _undo(self, batches: list[_Batch], error: Exception) -> None:
+        """Nothing of these happened: not in the streams' states, not in the topics, not in the offsets."""
         self._observer.aborted(error)
+        if self._ahead is not None:
+            batches.append(self._ahead)
+            self._ahead = None
+        if isinstance(self._ahead_error, BrokerUnavailable):
+            self._ahead_error = None  # the wait is for this one too
         first: dict[TopicPartition, int] = {}
-        for record in records:
-            first.setdefault(TopicPartition(record.topic, record.partition), record.offset)
+        for record in itertools.chain.from_iterable(batch.records for batch in batches):
+            first.setdefault(_place(record), record.offset)
         self._source.rewind(first)
         undone = [stage.undo() for stage in self._stages]
         if not all(undone):
@@ -355,7 +453,10 @@ class Worker:
             stop.wait(wait_s)
 
     def _drain(self) -> None:
-        """Every batch is committed: write the states that wait, so that the next start replays little; leave."""
+        """Every batch is committed: write the states that wait, so that the next start replays little; leave.
+
+        What was read ahead is whoever's is next.
+        """
         deadline_s = time.perf_counter() + DRAIN_FLUSH_S
         try:
             # A transaction takes so many rows only.
@@ -372,7 +473,7 @@ class Worker:
         commits = self._next_commits(self._positions)
         self._sink.begin()
         self._sink.send(outputs)
-        self._sink.commit(commits)
+        self._sink.end(commits).wait()
         self._commits |= commits
         for pipeline in self._pipelines:
             pipeline.settle()
@@ -433,6 +534,7 @@ class Worker:
         self._positions[partition] = assigned.replay_offset if begun is None else begun.replay_offset
         self._afresh.pop(partition, None)
         self._waiting.discard(partition)
+        self._let_go(partition)
         self._source.pause([partition])
         old = self._restores.pop(partition, None)
         if old is not None:
@@ -502,6 +604,10 @@ class Worker:
             replay=assigned.offset - assigned.replay_offset,
             offset=assigned.offset,
         )
+
+
+def _place(record: Record) -> TopicPartition:
+    return TopicPartition(record.topic, record.partition)
 
 
 def _percent(position: int, end: int) -> str:

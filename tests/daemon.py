@@ -307,6 +307,7 @@ class Daemon:
             health=self.health,
             poll_timeout_s=0.0,
             clock=self.clock,
+            ahead_records_min=0,
         )
 
     @property

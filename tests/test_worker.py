@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -28,9 +28,10 @@ from daemon import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecaster.errors import BrokerRefused, BrokerUnavailable, Fatal, TransactionAborted
-from forecaster.memory import MemoryLog, MemorySource, MemoryStateReader
-from forecaster.records import Commit, Output, Record, TopicPartition
+from forecaster.errors import BrokerRefused, BrokerUnavailable, Fatal, Fenced, TransactionAborted
+from forecaster.memory import MemoryEnding, MemoryLog, MemorySource, MemoryStateReader
+from forecaster.records import Commit, Output, Poll, Record, TopicPartition
+from forecaster.stalls import Stall
 
 P0, P1 = TopicPartition("ticks", 0), TopicPartition("ticks", 1)
 ABORT = TransactionAborted("a coordinator that changed its mind")
@@ -381,3 +382,125 @@ def test_a_quiet_daemon_writes_nothing() -> None:
     for _ in range(10):
         assert not daemon.turn()
     assert (daemon.watch.told["committed"], log.end(TopicPartition(TOPICS.forecast, 1))) == before
+
+
+class Meanwhile:
+    """What happens in the n-th poll that is made while a batch is on its way to be committed."""
+
+    def __init__(self, daemon: Daemon, number: int, happens: Callable[[], None]) -> None:
+        self.polls: list[tuple[int, bool]] = []  # how many records each brought, and was a batch open?
+        self._open = False
+        end, poll = daemon.sink.end, daemon.source.poll
+
+        def ending(offsets: Mapping[TopicPartition, Commit]) -> MemoryEnding:
+            self._open, begun = True, end(offsets)
+
+            def wait() -> None:
+                self._open = False
+                begun.wait()
+
+            return MemoryEnding(wait)
+
+        def polled(timeout_s: float) -> Poll:
+            if self._open and sum(was_open for _, was_open in self.polls) == number:
+                self.polls.append((0, True))
+                happens()
+            brought = poll(timeout_s)
+            self.polls.append((len(brought.records), self._open))
+            return brought
+
+        daemon.sink.end, daemon.source.poll = ending, polled  # type: ignore[method-assign]
+
+
+def nothing() -> None:
+    """Nothing."""
+
+
+def test_the_next_records_are_read_while_a_batch_is_committed() -> None:
+    """Each poll but the first brings its records while the batch before is open, and they are the next batch."""
+    log = log_of(walk("AB", 40))
+    daemon = Daemon(log, make_config(), poll=10)
+    seen = Meanwhile(daemon, -1, nothing)
+    daemon.settle()
+    assert [poll for poll in seen.polls if poll[0]] == [(10, False), (10, True), (10, True), (10, True)]
+    assert answers(log).counts[0] == 40
+
+
+def test_where_few_records_wait_nothing_is_read_ahead() -> None:
+    """What comes while the broker commits is taken at once when it has."""
+    log = log_of(walk("AB", 40))
+    daemon = Daemon(log, make_config(), poll=10)
+    daemon.worker._ahead_records_min = 25
+    seen = Meanwhile(daemon, -1, nothing)
+    daemon.settle()
+    assert [poll for poll in seen.polls if poll[0]] == [(10, False), (10, True), (10, False), (10, False)]
+
+
+@pytest.mark.parametrize("error", [AWAY, Fenced("another has our name")])
+def test_what_a_poll_says_waits_for_the_commit(error: Exception) -> None:
+    """A poll fails while a batch is open: the batch counts, and then the error does."""
+
+    def fails() -> None:
+        raise error
+
+    log = log_of(walk("AB", 30))
+    daemon = Daemon(log, make_config(), poll=10)
+    Meanwhile(daemon, 1, fails)
+    daemon.worker.turn()
+    daemon.worker.turn()
+    daemon.worker.turn()
+    assert log.offsets[P0].offset == answers(log).counts[0] == 20
+    with pytest.raises(type(error)):
+        daemon.worker.turn()
+    assert daemon.watch.errors == []
+    daemon.settle()
+    assert log.offsets[P0].offset == answers(log).counts[0] == 30
+
+
+def test_an_aborted_batch_takes_what_was_read_behind_it_along() -> None:
+    """A partition goes while a batch of both is open, and the batch is aborted: all of it is read again, once."""
+    ticks = walk("AB", 60)
+    log = log_of(ticks, partitions=2)
+    source = MemorySource(log, ["ticks"], 10)
+    daemon = Daemon(log, make_config(), poll=10, source=source, failures={2: ABORT})
+    Meanwhile(daemon, 1, lambda: source.revoke([P0]))
+    for _ in range(20):
+        daemon.turn()
+    assert daemon.watch.told["lost"] == 1
+    assert log.offsets[P1].offset == log.end(P1)
+    assert log.offsets[P0].offset < log.end(P0)
+    source.assign([P0])
+    daemon.settle()
+    assert_same(run_once(log_of(ticks, partitions=2), make_config()), answers(log), 1e-4)
+
+
+def test_a_drain_leaves_what_was_read_ahead_to_the_next() -> None:
+    """Stopped with records in hand: they are not committed, and whoever comes answers them."""
+    ticks = walk("AB", 40)
+    log = log_of(ticks)
+    daemon = Daemon(log, make_config(), poll=10)
+    for _ in range(3):
+        daemon.turn()
+    daemon.worker._drain()
+    assert log.offsets[P0] == Commit(20, 20, "v1")
+    Daemon(log, make_config()).settle()
+    assert_same(run_once(log_of(ticks), make_config()), answers(log), 1e-4)
+
+
+def test_a_partition_of_which_records_are_in_hand_is_not_asked_for_anew() -> None:
+    """Whatever the clock says, what was read ahead comes next, and is behind until then."""
+    log = log_of(walk("AB", 30))
+    daemon = Daemon(log, make_config(), poll=10)
+    lags: list[int] = []
+    daemon.watch.turned = lambda _, lag: lags.extend(lag.values())  # type: ignore[method-assign]
+    looked_at: list[bool] = []
+
+    def look(positions: Mapping[TopicPartition, int], *_: object) -> list[Stall]:
+        looked_at.append(P0 in positions)
+        return []
+
+    daemon.worker._stalls.look = look  # type: ignore[method-assign]
+    for _ in range(5):
+        daemon.turn()
+    assert lags == [20, 10, 0, 0]
+    assert looked_at == [False, False, False, True, True]

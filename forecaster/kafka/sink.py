@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kafka import errors
@@ -28,7 +28,7 @@ from forecaster.errors import BrokerUnavailable, ForecasterError, TransactionAbo
 from forecaster.kafka import clients
 from forecaster.kafka.failures import translate
 from forecaster.kafka.offsets import encode_metadata
-from forecaster.kafka.transaction import COMMIT, SAY_SO_AFTER_S, PartitionCounts, Transaction
+from forecaster.kafka.transaction import COMMIT, OFFSETS, SAY_SO_AFTER_S, Ended, Ending, PartitionCounts, Transaction
 from forecaster.records import Commit, Output, TopicPartition
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class KafkaSink:
         self._transaction = Transaction(config)
         self._futures: list[Any] = []
         self._identity: object = None
+        self._membership: Any = None  # as the batch was polled: polls go on while it is committed
         self._producer: Any = clients.producer(config)
 
     def begin(self) -> None:
@@ -63,7 +64,8 @@ class KafkaSink:
             self._producer = clients.producer(self._config)
         if not self._transactional:
             return
-        self._identity = self._producer_identity()
+        self._identity = _identity_of(self._producer)
+        self._membership = self._source.membership
         self._transaction.begun()
         with self._translated():
             self._producer.begin_transaction()
@@ -94,25 +96,47 @@ class KafkaSink:
                     wake()
 
     def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
-        """Make the batch visible, all or nothing.
+        """Make the batch visible, all or nothing, and wait for it. Raises as `end` and what that returns do."""
+        self.end(offsets).wait()
+
+    def end(self, offsets: Mapping[TopicPartition, Commit]) -> Ending | Ended:
+        """Begin to make the batch visible, all or nothing. What it comes to is for the returned one's wait() to say.
 
         1. Flush, and look at every send's future.
-        2. Send the offsets, with the group membership that the last poll saw.
+        2. Send the offsets, with the group membership that was ours at begin().
         3. Commit, and see that the producer is still who it was at begin().
 
-        A crash before 3 leaves nothing that a read_committed reader can see.
+        A crash before 3 leaves nothing that a read_committed reader can see. Until the outcome is known the source
+        may be polled, and nothing else of this sink may be called. At-least-once all of it is done here.
 
         Raises:
             TransactionAborted: nothing of it will be seen; call abort(), undo, rewind.
             Fatal: the commit did not come back in time and nobody knows its outcome; a restart finds out.
         """
-        self._flush()
-        self._check_futures()
-        if self._transactional:
-            self._commit_transaction(offsets)
-        else:
+        producer, identity, membership = self._producer, self._identity, self._membership
+        futures, self._futures = self._futures, []
+        if not self._transactional:
+            self._flush(producer, futures)
             self._source.commit(client_offsets(offsets))
-        self._futures.clear()
+            return Ended()
+        if offsets and membership.generation_id < 0:
+            raise self._transaction.outside_group()
+
+        def steps(ending: Ending) -> None:
+            self._flush(producer, futures)
+            if offsets:
+                ending.ask(OFFSETS)
+                with self._translated():
+                    producer.send_offsets_to_transaction(client_offsets(offsets), membership)
+            self._require(producer, identity)
+            ending.ask(COMMIT)
+            try:
+                producer.commit_transaction()
+            except errors.KafkaError as error:
+                raise self._commit_failed(error, producer) from error
+            self._require(producer, identity)
+
+        return Ending(self._transaction, steps)
 
     def abort(self) -> None:
         """Give the open transaction up. The next one has a new producer.
@@ -120,7 +144,7 @@ class KafkaSink:
         The new producer's init_transactions aborts what this one left open. Where the
         broker is away that is begin()'s to try again.
         """
-        self._futures.clear()
+        self._futures = []
         if self._producer is not None:
             clients.discard(self._producer)
             self._producer = None
@@ -139,54 +163,28 @@ class KafkaSink:
             clients.discard(self._producer)
             self._producer = None
 
-    def _flush(self) -> None:
-        """Wait for every send to end, one way or the other; bounded by the delivery timeout."""
+    def _flush(self, producer: Any, futures: list[Any]) -> None:
+        """Wait for every send to end, and see that each was taken; bounded by the delivery timeout."""
         deadline = time.monotonic() + self._config.watchdog_timeout_s
         while True:
             try:
-                self._producer.flush(timeout=min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
+                producer.flush(timeout=min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
             except errors.KafkaTimeoutError:
                 pass
             except errors.UnknownError:
                 continue  # a batch was split in two and its halves are on their way
-            if all(future.is_done for future in self._futures):
-                return
+            if all(future.is_done for future in futures):
+                break
             if time.monotonic() >= deadline:
-                raise self._transaction.untaken(len(self._futures))
-            log.warning("waiting for %s to take %d outputs", self._config.bootstrap_servers, len(self._futures))
-
-    def _check_futures(self) -> None:
-        for future in self._futures:
+                raise self._transaction.untaken(len(futures))
+            log.warning("waiting for %s to take %d outputs", self._config.bootstrap_servers, len(futures))
+        for future in futures:
             if future.exception is not None:
                 raise self._transaction.failed(future.exception) from future.exception
 
-    def _commit_transaction(self, offsets: Mapping[TopicPartition, Commit]) -> None:
-        producer, membership = self._producer, self._source.membership
-        if offsets and membership.generation_id < 0:
-            raise self._transaction.outside_group()
-
-        def send_offsets() -> None:
-            producer.send_offsets_to_transaction(client_offsets(offsets), membership)
-
-        if offsets:
-            self._answered(send_offsets, "the offsets")
-        if self._producer_identity() != self._identity:
-            raise TransactionAborted("the producer's epoch changed inside the transaction")
-        self._answered(producer.commit_transaction, COMMIT)
-        if self._producer_identity() != self._identity:
-            raise TransactionAborted("the producer's epoch changed inside the transaction")
-
-    def _answered(self, call: Callable[[], None], what: str) -> None:
-        try:
-            self._transaction.await_answer(call, what)
-        except errors.KafkaError as error:
-            raise self._failed(error, what) from error
-
-    def _failed(self, error: errors.KafkaError, what: str) -> ForecasterError:
-        if what != COMMIT:
-            return self._transaction.failed(error)
+    def _commit_failed(self, error: errors.KafkaError, producer: Any) -> ForecasterError:
         ours = translate(error, self._config, in_transaction=True)
-        if isinstance(ours, TransactionAborted) and self._fatal():
+        if isinstance(ours, TransactionAborted) and producer._transaction_manager.has_fatal_error():  # noqa: SLF001
             return self._transaction.ended_somehow(ours)
         # Fenced here is never taken for a timeout: the commit may have been done before a namesake came.
         return ours
@@ -198,13 +196,15 @@ class KafkaSink:
         except errors.KafkaError as error:
             raise self._transaction.failed(error) from error
 
-    def _fatal(self) -> bool:
-        return bool(self._producer._transaction_manager.has_fatal_error())  # noqa: SLF001
+    def _require(self, producer: Any, identity: object) -> None:
+        if _identity_of(producer) != identity:
+            raise TransactionAborted("the producer's epoch changed inside the transaction")
 
-    def _producer_identity(self) -> object:
-        """(producer id, epoch). Not public, and nothing public says it."""
-        current = self._producer._transaction_manager.producer_id_and_epoch  # noqa: SLF001
-        return (current.producer_id, current.epoch)
+
+def _identity_of(producer: Any) -> object:
+    """(producer id, epoch). Not public, and nothing public says it."""
+    current = producer._transaction_manager.producer_id_and_epoch  # noqa: SLF001
+    return (current.producer_id, current.epoch)
 
 
 def client_offsets(offsets: Mapping[TopicPartition, Commit]) -> dict[Any, Any]:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # Longer than any commit on a healthy broker by three orders of magnitude: then it is worth a line in the log.
 SAY_SO_AFTER_S = 5.0
-COMMIT = "the commit"
+OFFSETS, COMMIT = "the offsets", "the commit"
 
 
 class Transaction:
@@ -63,34 +63,9 @@ class Transaction:
         watchdog_s = self._config.watchdog_timeout_s
         return watchdog_s if what == COMMIT else min(watchdog_s, self._config.transaction_timeout_s)
 
-    def await_answer(self, call: Callable[[], None], what: str) -> None:
-        """Run a call that may never come back, on a thread of its own; what it raises is raised here.
-
-        One that does not come back is left behind with its thread, and with its producer, which is thrown away.
-
-        Raises:
-            TransactionAborted, Fatal: see `unanswered`.
-        """
-        failure: list[Exception] = []
-
-        def run() -> None:
-            try:
-                call()
-            except Exception as error:  # noqa: BLE001 - carried over to the caller's thread
-                failure.append(error)
-
-        thread = threading.Thread(target=run, name="kafka-commit", daemon=True)
-        thread.start()
-        deadline = time.monotonic() + self.patience_s(what)
-        while thread.is_alive():
-            thread.join(min(SAY_SO_AFTER_S, max(0.0, deadline - time.monotonic())))
-            if not thread.is_alive():
-                break
-            if time.monotonic() >= deadline:
-                raise self.unanswered(what)
-            log.warning("waiting for %s to answer %s", self._config.bootstrap_servers, what)
-        if failure:
-            raise failure[0]
+    def say_so(self, what: str) -> None:
+        """It takes long."""
+        log.warning("waiting for %s to answer %s", self._config.bootstrap_servers, what)
 
     def unanswered(self, what: str) -> Fatal | TransactionAborted:
         """A call did not come back within that time. Only of the commit does it matter what became of it."""
@@ -102,6 +77,90 @@ class Transaction:
     def ended_somehow(self, error: ForecasterError) -> Fatal:
         """The end was asked for and the answer was no known one: it may have been done."""
         return Fatal(f"the commit failed in an unknown way, a restart finds its outcome out: {error}")
+
+
+class Ending:
+    """The end of a transaction, on a thread of its own: whoever asked for it does something else, and then waits.
+
+    A call that never comes back is left behind with its thread, and with its producer, which is thrown away.
+    """
+
+    def __init__(self, transaction: Transaction, steps: Callable[[Ending], None]) -> None:
+        """`steps` does it, and says with `ask` before each call that may take for ever what it asks for."""
+        self._transaction = transaction
+        self._changed = threading.Condition()
+        self._asked: tuple[str, float] | None = None  # for what, and until when to wait for it (monotonic)
+        self._given_up = False
+        self._failure: Exception | None = None
+        self._ended_s: float | None = None
+        threading.Thread(target=self._run, args=[steps], name="kafka-commit", daemon=True).start()
+
+    @property
+    def done(self) -> bool:
+        """Whether `wait` would return, or raise, at once."""
+        return self._ended_s is not None
+
+    def ask(self, what: str) -> float:
+        """The next call begins; until when there is for it (monotonic).
+
+        Raises:
+            TransactionAborted: whoever waited has given the batch up already. Nothing may follow.
+        """
+        with self._changed:
+            if self._given_up:
+                raise TransactionAborted("given up")
+            deadline = time.monotonic() + self._transaction.patience_s(what)
+            self._asked = what, deadline
+            self._changed.notify()
+        return deadline
+
+    def wait(self) -> float:
+        """Wait for the outcome; when it was known, by time.perf_counter().
+
+        Raises:
+            ForecasterError: what became of it instead.
+        """
+        with self._changed:
+            while self._ended_s is None:
+                self._wait_a_while()
+        if self._failure is not None:
+            raise self._failure
+        return self._ended_s
+
+    def _wait_a_while(self) -> None:
+        """Under the lock, so that after the offsets were given up the commit is not asked for."""
+        if self._asked is None:  # what comes before the first call has limits of its own
+            self._changed.wait()
+            return
+        what, deadline = self._asked
+        left_s = deadline - time.monotonic()
+        if left_s <= 0.0:
+            self._given_up = True
+            raise self._transaction.unanswered(what)
+        if not self._changed.wait(min(SAY_SO_AFTER_S, left_s)) and left_s > SAY_SO_AFTER_S:
+            self._transaction.say_so(what)
+
+    def _run(self, steps: Callable[[Ending], None]) -> None:
+        try:
+            steps(self)
+        except Exception as error:  # noqa: BLE001 - carried over to the thread that waits
+            self._failure = error
+        with self._changed:
+            self._ended_s = time.perf_counter()
+            self._changed.notify()
+
+
+class Ended:
+    """The end of a batch that nothing is to be waited for."""
+
+    done = True
+
+    def __init__(self) -> None:
+        self._ended_s = time.perf_counter()
+
+    def wait(self) -> float:
+        """When it was."""
+        return self._ended_s
 
 
 class PartitionCounts:

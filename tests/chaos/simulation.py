@@ -5,7 +5,8 @@ network is a few lines of arithmetic whose output depends on every record of a
 stream, in order, so that a record stepped twice, or not at all, shows in all that
 follows. Around them memory plays the broker with its worst manners: partitions go
 in the middle of a batch, commits of whoever lost one are refused, transactions
-abort at any call, states are read in pieces and sometimes not at all, processes die.
+abort at any call, a commit is done at once or after the next poll, states are read in
+pieces and sometimes not at all, polls fail, processes die.
 
     python tests/chaos/simulation.py --seeds 1000
 """
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from forecaster.config import Config, build_config
 from forecaster.errors import BrokerUnavailable, TransactionAborted
 from forecaster.health import Health
-from forecaster.memory import MemoryLog, MemorySink, MemorySource, MemoryStateReader
+from forecaster.memory import MemoryEnding, MemoryLog, MemorySink, MemorySource, MemoryStateReader
 from forecaster.messages import parse_source
 from forecaster.model.columns import Scores, StepInputs, StepOutputs
 from forecaster.pipeline import OutputTopics, Pipeline
@@ -197,6 +198,8 @@ class GroupSource(MemorySource):
     def poll(self, timeout_s: float) -> Poll:
         """A few records at a time."""
         self._poll_records_max = self._chance.randint(1, self._all)
+        if self._chance.random() < self._trouble.unreadable / 2:
+            raise BrokerUnavailable("silence")
         self.generation = dict(self._group.generation)
         poll = super().poll(timeout_s)
         if self.meanwhile is not None:
@@ -217,8 +220,9 @@ class GroupSink(MemorySink):
         self._group, self._owner, self._chance, self._trouble = group, owner, chance, trouble
 
     def begin(self) -> None:
-        """Open."""
+        """Open, with the membership of the last poll."""
         self._open = None
+        self._known = dict(self._owner.source.generation)
         self._perhaps()
         super().begin()
 
@@ -227,6 +231,11 @@ class GroupSink(MemorySink):
         super().send(outputs)
         self._perhaps()
 
+    def end(self, offsets: Mapping[TopicPartition, Commit]) -> MemoryEnding:
+        """At once, or as late as can be; where nothing is atomic it is over before anybody can poll."""
+        ending = super().end(offsets)
+        return Over(ending) if not self._owner.atomic or self._chance.random() < 0.5 else ending
+
     def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
         """All or nothing; or, where nothing is atomic, outputs first."""
         self._perhaps()
@@ -234,7 +243,7 @@ class GroupSink(MemorySink):
             super().commit({})
             raise Killed
         for partition in offsets:
-            known = self._owner.source.generation.get(partition, 0)
+            known = self._known.get(partition, 0)
             if self._group.owner.get(partition) is not self._owner or self._group.generation[partition] != known:
                 raise TransactionAborted(f"{partition} has changed hands")
         for partition, commit in offsets.items():
@@ -247,6 +256,22 @@ class GroupSink(MemorySink):
     def _perhaps(self) -> None:
         if self._chance.random() < self._trouble.aborts:
             raise TransactionAborted("bad luck") if self._chance.random() < 0.5 else BrokerUnavailable("bad luck")
+
+
+class Over(MemoryEnding):
+    """A commit whose outcome is there before anybody asks."""
+
+    def __init__(self, ending: MemoryEnding) -> None:
+        super().__init__(self._raise)
+        self._failure: Exception | None = None
+        try:
+            ending.wait()
+        except (TransactionAborted, BrokerUnavailable, Killed) as error:
+            self._failure = error
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
 
 class Silent:
@@ -271,6 +296,7 @@ class Member:
     """One daemon, in one of its lives."""
 
     def __init__(self, group: Group, config: Config, clock: Clock, chance: random.Random, trouble: Trouble) -> None:
+        self.atomic = config.kafka.processing_guarantee == "exactly-once"
         self.source = GroupSource(group, chance, trouble, config.kafka.poll_records_max)
         self.sink = GroupSink(group, self, chance, trouble)
         self.engine = engine = Arithmetic(config.streams.capacity)
@@ -297,7 +323,8 @@ class Member:
             health=self.health,
             poll_timeout_s=0.0,
             clock=clock,
-            atomic=config.kafka.processing_guarantee == "exactly-once",
+            atomic=self.atomic,
+            ahead_records_min=0,
         )
 
     def turn(self) -> None:

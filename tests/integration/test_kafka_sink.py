@@ -19,7 +19,7 @@ from kafka_witness import committed, poll_records, poll_until, produce, read_com
 from forecaster.errors import Fatal, Fenced, InvalidRecord, Reason, TransactionAborted
 from forecaster.kafka import open_sink, open_source
 from forecaster.messages import dead_letter
-from forecaster.records import Commit, MemoryRecord, Output, TopicPartition
+from forecaster.records import Commit, MemoryRecord, Output, Poll, TopicPartition
 
 # A trap of that client alone.
 kafka_python_only = pytest.mark.parametrize("client", ["kafka-python"])
@@ -241,12 +241,45 @@ def test_removed_member_cannot_commit(kafka: Broker, daemon: Daemon, outputs: st
     assert committed(kafka.bootstrap_servers, group, daemon.topic) < 0
 
 
+def test_a_batch_is_committed_while_its_daemon_polls_on(
+    kafka: Broker, daemon: Daemon, outputs: str, group: str
+) -> None:
+    """The next records may be read while a commit is on its way."""
+    daemon.join()
+    for partition in range(2):
+        daemon.source.resume(TopicPartition(daemon.topic, partition), 0)
+    daemon.send(outputs, "a")
+    ending = daemon.sink.end(daemon.at(1))
+    produce(kafka.bootstrap_servers, daemon.topic, ["b"], partition=1)
+    assert [record.value for record in poll_records(daemon.source, 1)] == [b"b"]
+    ending.wait()
+    assert ending.done
+    assert values(read_committed(kafka.bootstrap_servers, outputs)) == ["a"]
+    assert committed(kafka.bootstrap_servers, group, daemon.topic) == 1
+
+
+def test_a_poll_on_the_way_lends_no_membership(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
+    """A partition that goes in a poll between begin and commit: the offsets are an old member's, and refused."""
+    daemon.join()
+    daemon.send(outputs, "a")
+    other = Daemon(kafka, daemon.topic, group, client=daemon.config.client, instance="two")
+    polls: list[Poll] = []
+    poll_until(other.source, lambda theirs: polls.append(daemon.source.poll(0.1)) or any(p.assigned for p in theirs))
+    (lost,) = [partition for poll in polls for partition in poll.revoked]
+    with pytest.raises(TransactionAborted):
+        daemon.sink.commit({lost: Commit(1, 1)})
+    daemon.sink.abort()
+    other.close()
+    assert read_committed(kafka.bootstrap_servers, outputs) == []
+    assert committed(kafka.bootstrap_servers, group, daemon.topic, lost.partition) < 0
+
+
 def test_member_without_generation_cannot_commit(kafka: Broker, daemon: Daemon, outputs: str, group: str) -> None:
     """Trap: offsets sent with no generation are taken from anybody; we do not send such."""
     daemon.join()
-    daemon.send(outputs, "a")
     gone = {"generation_id": -1} if daemon.config.client == "kafka-python" else {}
     daemon.source.membership = daemon.source.membership._replace(member_id="", **gone)
+    daemon.send(outputs, "a")
     with pytest.raises(TransactionAborted, match="no longer counts"):
         daemon.sink.commit(daemon.at(1))
     daemon.sink.abort()

@@ -5,7 +5,7 @@ message that is not delivered fails its transaction, so that the commit is refus
 call into the transaction takes a timeout, and goes on where it was when asked again.
 
 - send_offsets_to_transaction() takes a timeout and may wait for ever all the same, after
-  a broker's restart (librdkafka issue 5456), so it runs on a thread of its own.
+  a broker's restart (librdkafka issue 5456), so it runs on a thread of its own, with a deadline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kafka import errors
 from forecaster.errors import BrokerUnavailable, ForecasterError, TransactionAborted
 from forecaster.kafka.librdkafka import clients, failures
 from forecaster.kafka.offsets import encode_metadata
-from forecaster.kafka.transaction import COMMIT, SAY_SO_AFTER_S, PartitionCounts, Transaction
+from forecaster.kafka.transaction import COMMIT, OFFSETS, SAY_SO_AFTER_S, Ended, Ending, PartitionCounts, Transaction
 from forecaster.records import Commit, Output, TopicPartition
 
 if TYPE_CHECKING:
@@ -48,15 +48,17 @@ class LibrdkafkaSink:
         self._transactional = config.processing_guarantee == "exactly-once"
         self._counts = PartitionCounts(config)
         self._transaction = Transaction(config)
-        self._failures: list[errors.KafkaError] = []  # of this transaction's messages
-        self._producer: Producer | None = clients.producer(config, self._failures)
+        self._membership = source.membership  # as the batch was polled: polls go on while it is committed
+        self._failures: list[errors.KafkaError] = []  # of this producer's messages
+        self._producer: Producer | None = self._another()
 
     def begin(self) -> None:
         """Open a transaction, with a new producer where the last one was given up."""
         if self._producer is None:
-            self._producer = clients.producer(self._config, self._failures)
+            self._producer = self._another()
         self._failures.clear()
         if self._transactional:
+            self._membership = self._source.membership
             self._transaction.begun()
             try:
                 self._producer.begin_transaction()
@@ -81,38 +83,46 @@ class LibrdkafkaSink:
         self._open.poll(0)
 
     def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
-        """Make the batch visible, all or nothing.
+        """Make the batch visible, all or nothing, and wait for it. Raises as `end` and what that returns do."""
+        self.end(offsets).wait()
 
-        1. Send the offsets, with the group membership that the last poll saw, while the messages are on their way.
+    def end(self, offsets: Mapping[TopicPartition, Commit]) -> Ending | Ended:
+        """Begin to make the batch visible, all or nothing. What it comes to is for the returned one's wait() to say.
+
+        1. Send the offsets, with the group membership that was ours at begin(), while the messages are on their way.
         2. Commit, which waits for the messages and is refused where one of them failed.
 
-        A crash before the end of 2 leaves nothing that a read_committed reader can see.
+        A crash before the end of 2 leaves nothing that a read_committed reader can see. Until the outcome is known
+        the source may be polled, and nothing else of this sink may be called. At-least-once all of it is done here.
 
         Raises:
             TransactionAborted: nothing of it will be seen; call abort(), undo, rewind.
             Fatal: the commit did not come back in time and nobody knows its outcome; a restart finds out.
         """
-        producer, committed = self._open, client_offsets(offsets)
+        producer, committed, membership = self._open, client_offsets(offsets), self._membership
         if not self._transactional:
             self._flush()
             if committed:
                 self._source.commit(committed)
-            return
-        membership = self._source.membership
+            return Ended()
         if offsets and not membership.member_id:
             raise self._transaction.outside_group()
-        if offsets:
-            self._answered(
-                lambda left_s: producer.send_offsets_to_transaction(committed, membership.metadata, left_s),
-                "the offsets",
-            )
-        self._answered(producer.commit_transaction, COMMIT)
+
+        def send_offsets(left_s: float) -> None:
+            producer.send_offsets_to_transaction(committed, membership.metadata, left_s)
+
+        def steps(ending: Ending) -> None:
+            if committed:
+                self._ask(ending, OFFSETS, send_offsets)
+            self._ask(ending, COMMIT, producer.commit_transaction)
+
+        return Ending(self._transaction, steps)
 
     def abort(self) -> None:
         """Give the open transaction up. The next one has a new producer, whose init_transactions aborts this one."""
         self.close()
         try:
-            self._producer = clients.producer(self._config, self._failures)
+            self._producer = self._another()
         except BrokerUnavailable as error:
             log.warning("%s", error)
 
@@ -125,6 +135,10 @@ class LibrdkafkaSink:
         if self._producer is not None:
             clients.discard(self._producer)
             self._producer = None
+
+    def _another(self) -> Producer:
+        self._failures = []  # the old one's calls may still be on their way, and theirs are no news
+        return clients.producer(self._config, self._failures)
 
     @property
     def _open(self) -> Producer:
@@ -145,23 +159,16 @@ class LibrdkafkaSink:
         if self._failures:
             raise self._transaction.failed(self._failures[0])
 
-    def _answered(self, call: Callable[[float], None], what: str) -> None:
-        deadline = time.monotonic() + self._transaction.patience_s(what)
-
-        def go_on() -> None:
-            while True:
-                try:
-                    return call(max(0.0, deadline - time.monotonic()))
-                except KafkaException as error:
-                    if not failures.of(error).retriable() or time.monotonic() >= deadline:
-                        raise
-
-        try:
-            self._transaction.await_answer(go_on, what)
-        except KafkaException as error:
-            if failures.of(error).retriable():
-                raise self._transaction.unanswered(what) from error
-            raise self._failed(error, what) from error
+    def _ask(self, ending: Ending, what: str, call: Callable[[float], None]) -> None:
+        deadline = ending.ask(what)
+        while True:
+            try:
+                return call(max(0.0, deadline - time.monotonic()))
+            except KafkaException as error:
+                if not failures.of(error).retriable():
+                    raise self._failed(error, what) from error
+                if time.monotonic() >= deadline:
+                    raise self._transaction.unanswered(what) from error
 
     def _failed(self, error: KafkaException, what: str) -> ForecasterError:
         told = failures.of(error)
