@@ -316,7 +316,7 @@ class Worker:
         try:
             outcomes = self._process(batch)
             sent = self._send(batch.records, outcomes)
-            if sent.ending is not None and not sent.ending.done and not later:
+            if sent.ending is not None and not sent.ending.done and not later and self._ahead is None:
                 moves = self._read_ahead()
             ended_s = self._await(sent)
         except (BrokerUnavailable, TransactionAborted) as error:
