@@ -96,18 +96,17 @@ class KafkaSink:
                     wake()
 
     def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
-        """Make the batch visible, all or nothing, and wait for it. Raises as `end` and what that returns do."""
+        """Make the batch visible, all or nothing, and wait for it. Raises as `end` does."""
         self.end(offsets).wait()
 
-    def end(self, offsets: Mapping[TopicPartition, Commit]) -> Ending | Ended:
-        """Begin to make the batch visible, all or nothing. What it comes to is for the returned one's wait() to say.
+    def end(self, offsets: Mapping[TopicPartition, Commit]) -> Ended:
+        """Make the batch visible, all or nothing.
 
         1. Flush, and look at every send's future.
         2. Send the offsets, with the group membership that was ours at begin().
         3. Commit, and see that the producer is still who it was at begin().
 
-        A crash before 3 leaves nothing that a read_committed reader can see. Until the outcome is known the source
-        may be polled, and nothing else of this sink may be called. At-least-once all of it is done here.
+        A crash before 3 leaves nothing that a read_committed reader can see.
 
         Raises:
             TransactionAborted: nothing of it will be seen; call abort(), undo, rewind.
@@ -118,7 +117,7 @@ class KafkaSink:
         if not self._transactional:
             self._flush(producer, futures)
             self._source.commit(client_offsets(offsets))
-            return Ended()
+            return Ended(time.perf_counter())
         if offsets and membership.generation_id < 0:
             raise self._transaction.outside_group()
 
@@ -136,7 +135,8 @@ class KafkaSink:
                 raise self._commit_failed(error, producer) from error
             self._require(producer, identity)
 
-        return Ending(self._transaction, steps)
+        # This client works in Python: what the worker did meanwhile would take Python's lock from it, and be a loss.
+        return Ended(Ending(self._transaction, steps).wait())
 
     def abort(self) -> None:
         """Give the open transaction up. The next one has a new producer.

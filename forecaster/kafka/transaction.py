@@ -155,8 +155,8 @@ class Ended:
 
     done = True
 
-    def __init__(self) -> None:
-        self._ended_s = time.perf_counter()
+    def __init__(self, ended_s: float) -> None:
+        self._ended_s = ended_s
 
     def wait(self) -> float:
         """When it was."""

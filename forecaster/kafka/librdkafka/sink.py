@@ -104,7 +104,7 @@ class LibrdkafkaSink:
             self._flush()
             if committed:
                 self._source.commit(committed)
-            return Ended()
+            return Ended(time.perf_counter())
         if offsets and not membership.member_id:
             raise self._transaction.outside_group()
 
