@@ -16,20 +16,26 @@ from forecaster.model.runtime import Tensor, tf
 Program = Callable[..., list[Tensor]]
 
 
-def compiled(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Make `work`, from and to structures of tensors, one XLA program; traced at the first call of each shape."""
-    jitted = tf.function(work, jit_compile=True, autograph=False)
-    programs: dict[Any, tuple[Program, Any]] = {}
+class Compiled:
+    """`work`, from and to structures of tensors, as one XLA program; traced at the first call of each shape."""
 
-    def call(*arguments: Any) -> Any:
+    def __init__(self, work: Callable[..., Any]) -> None:
+        self._jitted = tf.function(work, jit_compile=True, autograph=False)
+        self._programs: dict[Any, tuple[Program, Any]] = {}
+
+    @property
+    def traces(self) -> int:
+        """How often it was traced."""
+        return len(self._programs)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Do the work."""
         flat = tf.nest.flatten(arguments)
         shapes = tuple((tuple(each.shape), each.dtype) for each in flat)
-        if shapes not in programs:
-            programs[shapes] = _traced(jitted, arguments, flat)
-        program, structure = programs[shapes]
+        if shapes not in self._programs:
+            self._programs[shapes] = _traced(self._jitted, arguments, flat)
+        program, structure = self._programs[shapes]
         return tf.nest.pack_sequence_as(structure, program(*flat))
-
-    return call
 
 
 def named_by_content(traced: Any) -> Program:

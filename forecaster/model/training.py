@@ -19,7 +19,7 @@ from forecaster.model import learning, network
 from forecaster.model.columns import StreamHistory
 from forecaster.model.layout import CELL_PARTS, row_layout, serving_only
 from forecaster.model.normalise import SIGMA_OF_DEVIATION
-from forecaster.model.programs import compiled
+from forecaster.model.programs import Compiled
 from forecaster.model.registry import Model, new_version, refuse_not_finite
 from forecaster.model.runtime import Fields, Tensor, Weights, tf
 from forecaster.model.spec import NetworkSpec
@@ -194,8 +194,8 @@ class _Training:
         self._held_out = _up_to(data.held_out, EVALUATE_RECORDS_MAX, self._random)
         self._start = initial_state(spec, self._batch)
         self._learner = learning.learner(weights, self._start)
-        self._learn = compiled(self._learn_window)
-        self._score = compiled(self._score_window)
+        self._learn = Compiled(self._learn_window)
+        self._score = Compiled(self._score_window)
         self._losses: list[float] = []
         self._norms: list[float] = []
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from forecaster.model import learning
 from forecaster.model.columns import StreamHistory, packed_columns
-from forecaster.model.programs import compiled
+from forecaster.model.programs import Compiled
 from forecaster.model.runtime import Tensor, tf
 from forecaster.model.spec import NetworkSpec
 from forecaster.model.training import Arrays, TrainOptions, initial_state, tensors
@@ -51,7 +51,7 @@ class Tuner:
         self._packed = np.zeros((records_max + 1, packed_columns(spec).width), np.float32)
         self._start = initial_state(spec, options.batch)
         self._learner = learning.learner({}, self._start)
-        self._learn = compiled(self._learn_window)
+        self._learn = Compiled(self._learn_window)
         self._windows: Iterator[Window] = iter(())
         self._steps = 0
 

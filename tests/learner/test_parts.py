@@ -160,7 +160,7 @@ def test_gradient_steps_learn_and_leave_the_priors_alone() -> None:
     assert all(made.clipped == (made.norm > options.clip_norm) for made in steps)
     for name in ("prior/relative", "prior/absolute"):
         np.testing.assert_array_equal(tuner.weights()[name], model.weights[name])
-    traced = tuner._learn.experimental_get_tracing_count()
+    assert tuner._learn.traces == 1
     tuner.begin([make_history(waves[:50])], model.weights)
     tuner.step()
-    assert tuner._learn.experimental_get_tracing_count() == traced == 1
+    assert tuner._learn.traces == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from forecaster.model.programs import compiled, rename
+from forecaster.model.programs import Compiled, rename
 from forecaster.model.runtime import Tensor, tf
 
 
@@ -20,7 +20,7 @@ def grown(numbers: dict[str, Tensor], times: Tensor) -> dict[str, Tensor]:
 
 def test_it_computes_what_the_function_does() -> None:
     """Structures in, structures out, for one shape after another."""
-    program = compiled(grown)
+    program = Compiled(grown)
     for width in (1, 3):
         given = {"value": tf.zeros([width]), "by": tf.fill([width], 0.5)}
         made = program(given, tf.constant(4))
