@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 from kafka import errors
 
-from forecaster.kafka.clients import BLOCK_MAX_S, reach
+from forecaster.kafka.clients import BLOCK_MAX_S, RETRY_BACKOFF_MS, reach
 from forecaster.kafka.librdkafka.failures import as_kafka_python, translated
 from forecaster.kafka.oauth import token_provider
 
@@ -103,6 +103,9 @@ def producer(config: KafkaConfig, failures: list[errors.KafkaError]) -> Producer
             "batch.size": 960 * 1024,
             "batch.num.messages": 100_000,
             "linger.ms": LINGER_MS,
+            # The coordinator is often still busy with the last transaction when the next one begins: at the client's
+            # own 100 ms that was p99 200 ms from a send to its forecast, and 65 with this.
+            "retry.backoff.ms": RETRY_BACKOFF_MS,
             "message.max.bytes": 16 * 1024 * 1024,
             "queue.buffering.max.messages": 1_000_000,
             # Keys hash as everywhere else in Kafka; the client's own default is another function.
