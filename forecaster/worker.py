@@ -233,7 +233,7 @@ class Worker:
         stalls = self._stalls.look(live, lag, self._clock())
         for stall in stalls:
             if stall.is_news:
-                event(log, "stalled: asking anew", level=logging.WARNING, **stall._asdict())
+                event(log, "stalled: asking anew", level=logging.WARNING, why=stall, position=stall.position)
                 self._source.resume(stall.partition, stall.position)
         if stalls:
             self._health.fail("progress", "; ".join(map(str, stalls)))
