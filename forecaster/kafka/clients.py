@@ -7,6 +7,7 @@ Never a key or value deserializer: an exception in one wedges its partition for 
 from __future__ import annotations
 
 import os
+import selectors
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from forecaster.kafka.failures import connecting, translated
 from forecaster.kafka.oauth import token_provider
 
 if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
+
     from forecaster.config import KafkaConfig
 
 # A broker that is there answers in milliseconds; the worker retries with its own backoff and says so.
@@ -32,6 +35,20 @@ REACH_TIMEOUT_S = 2.0
 RETRY_BACKOFF_MS = 4
 # How long a send may wait for a topic's metadata, and init_transactions for its coordinator.
 BLOCK_MAX_S = 15.0
+
+
+class Selector(selectors.DefaultSelector):
+    """Asked for a socket that it does not know, which this client does before every wait, it says no in few words.
+
+    The standard one's error spells the socket out twice, with its addresses from the
+    kernel: a good part of what a transaction of few records costs.
+    """
+
+    def get_key(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        """As in the standard library."""
+        number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        # One that is closed has no number any more, and is looked for by itself.
+        return super().get_key(fileobj if number < 0 else number)
 
 
 def partition_for_key(key: bytes, count: int) -> int:
@@ -244,6 +261,7 @@ def _connection(config: KafkaConfig) -> dict[str, Any]:
         "bootstrap_timeout_ms": _ms(BOOTSTRAP_TIMEOUT_S),
         # The default (30 s) would have the daemon asleep long after its broker is back.
         "reconnect_backoff_max_ms": 1_000,
+        "selector": Selector,
         # A broker that moved is found again within a minute.
         "metadata_max_age_ms": 60_000,
         "ssl_cafile": config.ssl_cafile,
