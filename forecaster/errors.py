@@ -4,6 +4,7 @@ ForecasterError
 ├── InvalidRecord        to the dead letters with its reason, go on
 ├── BrokerUnavailable    back off, try again
 ├── TransactionAborted   undo, seek back, new producer
+│   └── TransactionOutlasted  and fewer records in the next
 └── Fatal                say it in one line, exit non-zero
     ├── InvalidConfig    the file, the environment or a flag (exit 2)
     ├── InvalidHistory   a file of history that cannot be read
@@ -59,6 +60,10 @@ class BrokerUnavailable(ForecasterError):
 
 class TransactionAborted(ForecasterError):
     """This poll's outputs will never be seen. Undo its steps and read its records again."""
+
+
+class TransactionOutlasted(TransactionAborted):
+    """The broker ended it because it was open for too long."""
 
 
 class Fatal(ForecasterError):

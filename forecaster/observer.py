@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forecaster import signals
+from forecaster.batches import Stage
 from forecaster.evaluation import direction_hits
 from forecaster.labels import Direction, Eviction, Rebalance
 from forecaster.labels import Outcome as TransactionOutcome
@@ -22,7 +23,6 @@ from forecaster.pipeline import Pipeline
 from forecaster.records import Record, TopicPartition
 from forecaster.standing import WorstStreams, drifting, stale
 from forecaster.versions import Versions
-from forecaster.worker import Stage
 
 # How often all streams are looked over: a millisecond for 100,000 of them.
 SURVEY_S = 5.0

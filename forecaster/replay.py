@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 import orjson
 
+from forecaster.batches import Stage
 from forecaster.config import Config, InputConfig
 from forecaster.errors import Reason
 from forecaster.evaluation import Evaluation
@@ -26,7 +27,6 @@ from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
 from forecaster.records import Output, Record, TopicPartition
 from forecaster.service import Engines, Progress, build_pipelines, build_worker
-from forecaster.worker import Stage
 
 Write = Callable[[list[bytes]], None]
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forecaster.batches import Stage
 from forecaster.config import Config, InputConfig
 from forecaster.errors import BrokerUnavailable, ForecasterError
 from forecaster.health import Health
@@ -37,7 +38,7 @@ from forecaster.shelf import UNTRAINED, ModelShelf, begin_untrained, load_model
 from forecaster.supervisor import Supervisor
 from forecaster.versions import Versions
 from forecaster.web import WebServer
-from forecaster.worker import Observer, Sink, Source, Stage, Worker
+from forecaster.worker import Observer, Sink, Source, Worker
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from forecaster.errors import BrokerUnavailable, Fatal, TransactionAborted
+from forecaster.batches import NOTHING, Batch, Batches, Stage, place
+from forecaster.errors import BrokerUnavailable, Fatal, TransactionAborted, TransactionOutlasted
 from forecaster.health import Health
 from forecaster.labels import Stage as Where
 from forecaster.log import event
@@ -26,9 +27,6 @@ from forecaster.rekey import Rekeyer
 from forecaster.stalls import Stalls
 
 log = logging.getLogger(__name__)
-
-Stage = Pipeline | Rekeyer
-"""What an input's records go through."""
 
 # How long the loop may stay with a restore before it polls again: polls keep the member in its group.
 RESTORE_SLICE_S = 0.2
@@ -110,13 +108,6 @@ class _Restore(NamedTuple):
     afresh: bool  # they are another network's: made anew from the last records
 
 
-class _Batch(NamedTuple):
-    """Records, and what each of their stages has made of its part already: a call that does the rest."""
-
-    records: list[Record]
-    parts: list[tuple[Stage, Callable[[float], Outcome]]]
-
-
 class _Sent(NamedTuple):
     """What holds once a batch is committed, and not before."""
 
@@ -163,7 +154,8 @@ class Worker:
         self._clock = clock
         self._atomic = atomic
         self._ahead_records_min = ahead_records_min
-        self._ahead: _Batch | None = None  # read while the last batch was committed; it is the next one
+        self._batches = Batches(self._stages, stage_of, clock)
+        self._ahead: Batch | None = None  # read while the last batch was committed; it is the next one
         self._ahead_error: BrokerUnavailable | Fatal | None = None  # what came of that poll instead
         self._commits: dict[TopicPartition, Commit] = {}  # as committed: what a restart would find
         self._positions: dict[TopicPartition, int] = {}  # the next record to step: in a replay, before the answered one
@@ -204,15 +196,16 @@ class Worker:
         self._sweep()
         self._take_up_weights()
         worked = bool(batch.records)
-        batches = self._batches(batch)
+        old = frozenset[TopicPartition]().union(*(pipeline.versions.behind for pipeline in self._pipelines))
+        batches = self._batches.split(batch, old)
         while batches:
             self._handle(batches.pop(0), later=batches)
         # Not while the group rebalances: it would refuse the offsets, and the rows can wait.
         if (not worked or not self._atomic) and self._flush_is_due() and self._source.joined:
-            self._handle(_Batch([], []))
+            self._handle(NOTHING)
             worked = True
         self._failures = 0
-        in_hand = Counter[TopicPartition]() if self._ahead is None else Counter(map(_place, self._ahead.records))
+        in_hand = Counter[TopicPartition]() if self._ahead is None else Counter(map(place, self._ahead.records))
         lag = {partition: behind + in_hand[partition] for partition, behind in self._source.lag().items()}
         for partition, assigned in list(self._afresh.items()):
             # Or there are no more: what the topic has lost of them nobody can step.
@@ -266,7 +259,7 @@ class Worker:
             if isinstance(stage, Pipeline) and stage.versions.awaited is None:
                 self._begin_restore(Assigned(partition, *self._commits[partition]))
 
-    def _next(self) -> _Batch:
+    def _next(self) -> Batch:
         """The records that were read ahead, or those of a poll."""
         error, self._ahead_error = self._ahead_error, None
         if error is not None:
@@ -275,36 +268,13 @@ class Worker:
         if batch is None or not batch.records:
             poll = self._source.poll(0.0 if self._restores else self._poll_timeout_s)
             self._follow(poll)
-            batch = self._prepare(poll.records)
+            batch = self._batches.prepare(poll.records)
         self._health.ok("broker")
         return batch
 
-    def _prepare(self, records: list[Record]) -> _Batch:
-        """Do with records what needs no stream's state."""
-        by_topic: dict[str, list[Record]] = {}
-        for record in records:
-            by_topic.setdefault(record.topic, []).append(record)
-        by_stage: dict[int, list[Record]] = {}
-        for topic, part in by_topic.items():
-            by_stage.setdefault(self._stages.index(self._stage_of(topic)), []).extend(part)
-        parts = [(self._stages[index], self._stages[index].prepare(part)) for index, part in by_stage.items()]
-        return _Batch(records, parts)
-
-    def _batches(self, batch: _Batch) -> list[_Batch]:
-        """A poll's records by the weights that step them: one batch, but while a swap is on its way."""
-        behind = frozenset[TopicPartition]().union(*(pipeline.versions.behind for pipeline in self._pipelines))
-        if not behind:
-            return [batch] if batch.records else []
-        batches: dict[str, list[Record]] = {}
-        for record in batch.records:
-            partition = _place(record)
-            version = self._stage_of(record.topic).version_of(partition) if partition in behind else ""
-            batches.setdefault(version, []).append(record)
-        return [self._prepare(records) for records in batches.values()]
-
     # ------------------------------------------------------------------ a batch
 
-    def _handle(self, batch: _Batch, later: Sequence[_Batch] = ()) -> None:
+    def _handle(self, batch: Batch, later: Sequence[Batch] = ()) -> None:
         """Make one batch visible, all or nothing.
 
         1. Step every record; 2. send what follows, and the state rows that are due;
@@ -320,6 +290,8 @@ class Worker:
                 moves = self._read_ahead()
             ended_s = self._await(sent)
         except (BrokerUnavailable, TransactionAborted) as error:
+            if isinstance(error, TransactionOutlasted) and batch.records:
+                self._batches.outlasted(batch)
             self._undo([batch, *later], error)
             self._follow(moves)
             raise
@@ -328,7 +300,7 @@ class Worker:
         self._observer.committed(outcomes, ended_s - sent.begun_s)
         self._follow(moves)
 
-    def _process(self, batch: _Batch) -> list[tuple[Stage, Outcome]]:
+    def _process(self, batch: Batch) -> list[tuple[Stage, Outcome]]:
         self._where = Where.STEP
         self._observer.polled(batch.records)
         outcomes = []
@@ -381,15 +353,15 @@ class Worker:
         except (BrokerUnavailable, Fatal) as error:
             self._ahead_error = error
             return nothing
-        self._ahead = self._prepare(poll.records)
+        self._ahead = self._batches.prepare(poll.records)
         return poll
 
     def _let_go(self, partition: TopicPartition) -> None:
         """It is to be read from elsewhere: what we have of it is no longer what comes next."""
         if self._ahead is not None:
-            kept = [record for record in self._ahead.records if _place(record) != partition]
+            kept = [record for record in self._ahead.records if place(record) != partition]
             if len(kept) < len(self._ahead.records):
-                self._ahead = self._prepare(kept)
+                self._ahead = self._batches.prepare(kept)
 
     def _next_positions(self, records: Sequence[Record]) -> dict[TopicPartition, int]:
         newest = {(record.topic, record.partition): record.offset for record in records}
@@ -413,7 +385,7 @@ class Worker:
     def _flush_is_due(self) -> bool:
         return any(pipeline.flush_is_due(self._clock()) for pipeline in self._pipelines)
 
-    def _undo(self, batches: list[_Batch], error: Exception) -> None:
+    def _undo(self, batches: list[Batch], error: Exception) -> None:
         """Nothing of these happened: not in the streams' states, not in the topics, not in the offsets."""
         self._observer.aborted(error)
         if self._ahead is not None:
@@ -423,7 +395,7 @@ class Worker:
             self._ahead_error = None  # the wait is for this one too
         first: dict[TopicPartition, int] = {}
         for record in itertools.chain.from_iterable(batch.records for batch in batches):
-            first.setdefault(_place(record), record.offset)
+            first.setdefault(place(record), record.offset)
         self._source.rewind(first)
         undone = [stage.undo() for stage in self._stages]
         if not all(undone):
@@ -604,10 +576,6 @@ class Worker:
             replay=assigned.offset - assigned.replay_offset,
             offset=assigned.offset,
         )
-
-
-def _place(record: Record) -> TopicPartition:
-    return TopicPartition(record.topic, record.partition)
 
 
 def _percent(position: int, end: int) -> str:

@@ -281,6 +281,7 @@ class Daemon:
         failures: Mapping[int, Exception] | None = None,
         clock: Clock | None = None,
         source: MemorySource | None = None,
+        sink: MemorySink | None = None,
         layout: int = LAYOUT,
         directory: Directory | None = None,
     ) -> None:
@@ -289,7 +290,7 @@ class Daemon:
         self.watch = Watch()
         topics = [topic for each in config.inputs for topic in each.topics]
         self.source = source or MemorySource(log, topics, poll)
-        self.sink = RefusingSink(log, failures or {})
+        self.sink = sink or RefusingSink(log, failures or {})
         self.pipelines = [
             make_pipeline(config, i, which, layout=layout, directory=directory) for i in range(len(config.inputs))
         ]

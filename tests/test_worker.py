@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -28,8 +28,9 @@ from daemon import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecaster.errors import BrokerRefused, BrokerUnavailable, Fatal, Fenced, TransactionAborted
-from forecaster.memory import MemoryEnding, MemoryLog, MemorySource, MemoryStateReader
+from forecaster.batches import SMALL_BATCHES_S
+from forecaster.errors import BrokerRefused, BrokerUnavailable, Fatal, Fenced, TransactionAborted, TransactionOutlasted
+from forecaster.memory import MemoryEnding, MemoryLog, MemorySink, MemorySource, MemoryStateReader
 from forecaster.records import Commit, Output, Poll, Record, TopicPartition
 from forecaster.stalls import Stall
 
@@ -103,6 +104,47 @@ def test_aborts_while_streams_move_between_the_tiers_change_no_answer(kind: str)
     log = log_of(ticks)
     Daemon(log, config, poll=3, failures=FAILURES[kind]).settle(tick_s=7)
     assert_same(run_once(log_of(ticks), make_config(), poll=3), answers(log), 1e-4)
+
+
+class SlowSink(MemorySink):
+    """Its broker takes so many outputs within a transaction's time and no more, state rows and offsets aside."""
+
+    def __init__(self, log: MemoryLog, outputs_max: int) -> None:
+        super().__init__(log)
+        self.outputs_max = outputs_max
+        self.sizes: list[int] = []  # of what was committed
+        self._sent = 0
+
+    def send(self, outputs: Iterable[Output]) -> None:
+        """Hold them, but more than there is time for."""
+        outputs = list(outputs)
+        self._sent = sum(output.topic == TOPICS.forecast for output in outputs)
+        if self._sent > self.outputs_max:
+            raise TransactionOutlasted("open for too long")
+        super().send(outputs)
+
+    def commit(self, offsets: Mapping[TopicPartition, Commit]) -> None:
+        """Commit, and count."""
+        super().commit(offsets)
+        self.sizes.append(self._sent)
+
+
+def test_a_poll_that_takes_longer_than_a_transaction_may_is_committed_in_parts() -> None:
+    """Halved until it fits, the answers of a quiet run; whole polls again when that was a while ago."""
+    config = make_config(streams={"flush_interval_s": 1e9})
+    ticks = walk("ABCDE", 60)
+    log = log_of(ticks[:40], partitions=3)
+    sink = SlowSink(log, outputs_max=7)
+    daemon = Daemon(log, config, poll=40, sink=sink)
+    for _ in range(30):
+        daemon.turn()
+    assert max(sink.sizes) == 5  # 40, 20, 10, 5
+    assert len(daemon.watch.errors) == 3
+    sink.outputs_max, daemon.clock.now_s = 1_000, daemon.clock.now_s + SMALL_BATCHES_S
+    feed(log, ticks[40:])
+    daemon.settle()
+    assert sink.sizes[-1] == 20
+    assert_same(run_once(log_of(ticks, partitions=3), config, poll=40), answers(log))
 
 
 def crash_and_go_on(ticks: list[Any], interval_s: float, lives: Sequence[int], capacity: int = 16) -> MemoryLog:

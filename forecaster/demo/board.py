@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forecaster.batches import Stage
 from forecaster.config import InputConfig
 from forecaster.coverage import central_levels, count_places
 from forecaster.evaluation import Evaluation, Tally
@@ -22,7 +23,7 @@ from forecaster.model.columns import StepOutputs
 from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
 from forecaster.records import Record, TopicPartition
-from forecaster.worker import Observer, Stage
+from forecaster.worker import Observer
 
 HISTORY = 240
 LATENCIES = 100_000

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kafka import errors
 
-from forecaster.errors import Fatal, ForecasterError, TransactionAborted
+from forecaster.errors import Fatal, ForecasterError, TransactionAborted, TransactionOutlasted
 from forecaster.kafka.failures import cause, translate
 from forecaster.kafka.topics import require_topics
 
@@ -45,7 +45,7 @@ class Transaction:
         """
         late = time.monotonic() - self._begun_s >= self._config.transaction_timeout_s
         if late and isinstance(cause(error), errors.ProducerFencedError | errors.InvalidProducerEpochError):
-            return TransactionAborted(
+            return TransactionOutlasted(
                 f"the broker ended a transaction that was open for more than {self._config.transaction_timeout_s:.0f} s"
             )
         return translate(error, self._config, in_transaction=True)

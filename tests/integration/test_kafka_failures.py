@@ -20,6 +20,7 @@ from forecaster.config import KafkaConfig
 from forecaster.devkafka import DevKafka
 from forecaster.errors import BrokerRefused, BrokerUnavailable, ForecasterError, TransactionAborted
 from forecaster.kafka import GroupSink, GroupSource, check_topics, describe_topics, open_sink, open_source
+from forecaster.kafka.librdkafka.source import LibrdkafkaSource
 from forecaster.records import Commit, Output, TopicPartition
 
 # The client opens a socket for each try to reconnect and leaves a failed one to the garbage collector.
@@ -186,6 +187,22 @@ def test_outage_is_told_and_survived(private_kafka: DevKafka, client: str) -> No
     _answer_as_the_worker_does(source, sink)
     assert values(read_committed(broker.bootstrap_servers, "out")) == ["b"]
     sink.close()
+    source.close()
+
+
+@pytest.mark.timeout(240)
+def test_outage_between_two_polls_is_known(private_kafka: DevKafka) -> None:
+    """Who waits for a commit through a broker's restart learns of it in the next poll: it may cost a join's answer."""
+    broker = private_kafka
+    create_topic(broker.bootstrap_servers, "in")
+    source = open_source(settings(broker.bootstrap_servers, "g", client="librdkafka"), ["in"])
+    assert isinstance(source, LibrdkafkaSource)
+    poll_until(source, lambda polls: any(poll.assigned for poll in polls))
+    assert not source._was_away()
+    broker.restart()
+    source._answered_s = time.monotonic()  # no silence either
+    source.poll(0.1)
+    assert source._was_away()
     source.close()
 
 

@@ -16,7 +16,7 @@ from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as ClientPartition
 from kafka_witness import committed, poll_records, poll_until, produce, read_committed, settings, values
 
-from forecaster.errors import Fatal, Fenced, InvalidRecord, Reason, TransactionAborted
+from forecaster.errors import Fatal, Fenced, InvalidRecord, Reason, TransactionAborted, TransactionOutlasted
 from forecaster.kafka import open_sink, open_source
 from forecaster.messages import dead_letter
 from forecaster.records import Commit, MemoryRecord, Output, Poll, TopicPartition
@@ -309,7 +309,7 @@ def test_transaction_that_timed_out_is_an_abort(
     daemon.send(outputs, "late")
     daemon.sink._producer.flush()
     time.sleep(7)  # the broker looks for such transactions every so often
-    with pytest.raises(TransactionAborted, match="open for more than 4 s"):
+    with pytest.raises(TransactionOutlasted, match="open for more than 4 s"):
         daemon.sink.commit(daemon.at(1))
     daemon.sink.abort()
     daemon.send(outputs, "again")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
@@ -28,8 +29,14 @@ AHEAD_KB = 16 * 1024
 LINGER_MS = 5
 
 
-def group_consumer(config: KafkaConfig) -> Consumer:
-    """The consumer that joins the group, as a static and cooperative member."""
+def group_consumer(config: KafkaConfig, tell: Callable[[KafkaError], None]) -> Consumer:
+    """The consumer that joins the group, as a static and cooperative member.
+
+    Args:
+        config: the [kafka] section.
+        tell: gets what the client has to say of its connections, in a poll(). Nothing else says it: an outage that
+            is over by the next poll would have been none.
+    """
     return _consumer(
         config,
         {
@@ -40,6 +47,7 @@ def group_consumer(config: KafkaConfig) -> Consumer:
             "heartbeat.interval.ms": min(1_000, _ms(config.session_timeout_s) // 3),
             "max.poll.interval.ms": max(_ms(config.max_poll_interval_s), _ms(config.session_timeout_s)),
             "isolation.level": "read_committed",
+            "error_cb": tell,
         },
     )
 

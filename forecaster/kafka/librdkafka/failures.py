@@ -20,7 +20,7 @@ from forecaster.records import TopicPartition
 if TYPE_CHECKING:
     from forecaster.config import KafkaConfig
 
-AWAY = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})  # noqa: SLF001 - the library's names
+AWAY = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._DESTROY_BROKER})  # noqa: SLF001 - the library's names
 # None of these is the loop's to mend: the client goes on by itself.
 PASSING = frozenset(
     {
@@ -41,6 +41,7 @@ _LOCAL: dict[int, type[errors.KafkaError]] = {
     KafkaError._MSG_TIMED_OUT: errors.KafkaTimeoutError,  # noqa: SLF001
     KafkaError._TRANSPORT: errors.KafkaConnectionError,  # noqa: SLF001
     KafkaError._ALL_BROKERS_DOWN: errors.KafkaConnectionError,  # noqa: SLF001
+    KafkaError._DESTROY_BROKER: errors.KafkaConnectionError,  # noqa: SLF001 - it made room for the same broker, anew
     KafkaError._RESOLVE: errors.KafkaConnectionError,  # noqa: SLF001
     KafkaError._WAIT_COORD: errors.CoordinatorNotAvailableError,  # noqa: SLF001
     KafkaError._ASSIGNMENT_LOST: errors.CommitFailedError,  # noqa: SLF001

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from confluent_kafka import Consumer, KafkaException, Message
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as ClientPartition
 
 from forecaster.errors import BrokerUnavailable, Fenced
@@ -86,7 +86,7 @@ class LibrdkafkaSource:
         self._pattern = re.compile(subscription_pattern(config, topics, patterns)) if patterns else None
         self._matched_s: float | None = None  # when the topics were looked up; None: nothing is subscribed to yet
         self._rows = StateRows(config)
-        self._consumer: Consumer | None = clients.group_consumer(config)
+        self._consumer: Consumer | None = clients.group_consumer(config, self._told)
         # One that is left open keeps the interpreter from its end, for ever.
         atexit.register(self._close_consumer)
         self.membership = self._member()
@@ -200,7 +200,10 @@ class LibrdkafkaSource:
         self._consumer = None
 
     def _was_away(self) -> bool:
-        """Has there been an outage of late? Who restores states through it does not poll, and has heard nothing."""
+        """Has there been an outage of late? Who restores states through it does not poll, and has heard nothing.
+
+        Who waits for a commit through it hears of it in the poll after, before anything that follows from it.
+        """
         now_s = time.monotonic()
         return now_s - self._away_s < OUTAGE_MEMORY_S or now_s - self._answered_s > 2 * SILENCE_MAX_S
 
@@ -218,7 +221,7 @@ class LibrdkafkaSource:
         self._moved.clear()
         self._postponed = None
         self._close_consumer()
-        self._consumer, self._matched_s = clients.group_consumer(self._config), None
+        self._consumer, self._matched_s = clients.group_consumer(self._config, self._told), None
         atexit.register(self._close_consumer)
         self.membership = self._member()
 
@@ -279,9 +282,13 @@ class LibrdkafkaSource:
             self._postponed = failures.translate(error, self._config)
         else:
             clients.log.warning("%s", error.str())
-            if error.code() in failures.AWAY:
-                self._away_s = time.monotonic()
         return True
+
+    def _told(self, error: KafkaError) -> None:
+        """What the client says of its connections; many times a second while there is none."""
+        if error.code() in failures.AWAY:
+            self._away_s = time.monotonic()
+        clients.log.debug("%s", error.str())
 
     def _seek(self, partition: TopicPartition, offset: int) -> None:
         self._positions[partition] = offset
