@@ -65,8 +65,8 @@ class KafkaConfig(Section, frozen=True):
     dead_letter_topic: Topic = "dead-letters"
     """Where records go that cannot be stepped, each with its reason."""
     processing_guarantee: Literal["exactly-once", "at-least-once"] = "exactly-once"
-    """Outputs, states and offsets in one transaction; or outputs first, then offsets, then states: a crash or a move then
-    answers some records twice, and a process that slept through one may put a stream's state back by some records."""
+    """Outputs, states and offsets in one transaction; or outputs first, then offsets, then states: a crash or a move
+    then answers some records twice, and a process that slept through one may put a stream's state back a little."""
     auto_offset_reset: Literal["earliest", "latest"] = "earliest"
     """Where a group with no committed offset begins."""
     # 4,000 records x about 30 us = 120 ms of work against 5 to 10 ms of commit.

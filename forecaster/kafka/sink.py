@@ -77,11 +77,15 @@ class KafkaSink:
         stand, is the partition in it? The others go where that one went, straight to its batch, and are spared a
         dozen checks of what cannot have changed since, half of a send's time. What goes wrong with one is in its
         future all the same, and one that is too large is refused by the broker.
+
+        Nor is the sending thread woken by each partition's first: it would have the partitions added to the
+        transaction in several requests, one after the other. commit() wakes it, and a full batch does.
         """
         send, keep = self._producer.send, self._futures.append
-        append, wake = self._producer._accumulator.append, self._producer._sender.wakeup  # noqa: SLF001
+        append, sender = self._producer._accumulator.append, self._producer._sender  # noqa: SLF001
+        wake = sender.wakeup
         sent: dict[tuple[str, int | None], Any] = {}
-        with self._translated():
+        with self._translated(), _asleep(sender):
             for topic, partition, key, value, headers, timestamp_ms in outputs:
                 known = sent.get((topic, partition))
                 if known is None:
@@ -199,6 +203,16 @@ class KafkaSink:
     def _require(self, producer: Any, identity: object) -> None:
         if _identity_of(producer) != identity:
             raise TransactionAborted("the producer's epoch changed inside the transaction")
+
+
+@contextlib.contextmanager
+def _asleep(sender: Any) -> Iterator[None]:
+    """Have a producer's send() not wake its sending thread. Not public, and nothing public holds it back."""
+    sender.wakeup = lambda: None
+    try:
+        yield
+    finally:
+        del sender.wakeup
 
 
 def _identity_of(producer: Any) -> object:

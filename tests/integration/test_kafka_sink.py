@@ -12,6 +12,7 @@ from conftest import Broker, NewTopics
 from kafka import errors
 from kafka.admin import KafkaAdminClient, MemberToRemove
 from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
+from kafka.producer.transaction_manager import TransactionManager
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as ClientPartition
 from kafka_witness import committed, poll_records, poll_until, produce, read_committed, settings, values
@@ -122,6 +123,28 @@ def test_offsets_are_atomic_with_outputs(kafka: Broker, daemon: Daemon, outputs:
     daemon.sink.commit(daemon.at(1))
     assert values(read_committed(kafka.bootstrap_servers, outputs)) == ["a"]
     assert committed(kafka.bootstrap_servers, group, daemon.topic) == 1
+
+
+def test_a_batch_adds_its_partitions_in_one_request(
+    kafka: Broker, topic: str, group: str, new_topic: NewTopics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap: woken by each partition's first record, the sending thread asks the broker again and again."""
+    wide, requests = new_topic("out", partitions=12), 0
+    made = TransactionManager._add_partitions_to_transaction_handler
+
+    def counted(manager: TransactionManager) -> object:
+        nonlocal requests
+        requests += 1
+        return made(manager)
+
+    monkeypatch.setattr(TransactionManager, "_add_partitions_to_transaction_handler", counted)
+    daemon = Daemon(kafka, topic, group, client="kafka-python")
+    for _ in range(5):
+        daemon.sink.begin()
+        daemon.sink.send([Output(wide, partition, None, b"a", []) for partition in range(12)])
+        daemon.sink.commit({})
+    daemon.close()
+    assert requests == 5
 
 
 def test_replay_offset_survives(kafka: Broker, topic: str, outputs: str, group: str, client: str) -> None:
