@@ -5,11 +5,14 @@ commits as often; a reader that is none of theirs counts what becomes visible an
 each answer. Each peer is installed, at the version below, into an environment of its own.
 
 Time runs from the first output that a read_committed reader sees to the last.
+
+    python benchmarks/peers.py --latency 500    # how soon instead, at so many records a second
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -18,20 +21,25 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
+import latency
+import numpy as np
+import psutil
 from common import Counted, Daemon
 from confluent_kafka import Message
+from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
 ALPHA = 0.1
 STREAMS = 1_000
 # Of the peers that are far slower than the others so many records are awaited, of the same topic.
 SLOW_RECORDS = 20_000
+LATENCY_S = 20.0
 QUIX, BYTEWAX = "Quix Streams, exactly once", "Bytewax, at least once"
 RIVER, FAUST = "River loop, exactly once", "Faust, at least once"
 VERSIONS = {
@@ -48,6 +56,7 @@ GOALS = {
 }
 
 Check = Callable[[Sequence[Message]], str | None]
+Running = Iterator[tuple[psutil.Popen, str]]
 
 
 class Place(NamedTuple):
@@ -104,10 +113,13 @@ def main() -> int:
     """Print the table; 1 where an answer is missing, wrong or there twice."""
     parser = common.arguments(__doc__.partition("\n")[0], records=200_000, rounds=3)
     parser.add_argument("--interval-s", type=float, default=0.1, help="between two commits of a peer (%(default)s)")
+    parser.add_argument("--latency", type=int, metavar="RATE", help="from send to receipt at this rate, not how many")
     parser.add_argument("--only", default="", metavar="WORDS", help="with one of these, by commas: daemon,copy,quix")
     parser.add_argument("--environments", type=Path, default=Path(".cache/peers"), help="kept from run to run")
     chosen = parser.parse_args()
     chosen.environments = chosen.environments.absolute()
+    if chosen.latency:
+        return _latency(chosen)
     with common.workplace(chosen.bootstrap) as (directory, bootstrap):
         place = Place(directory, bootstrap, common.unique("ticks"), chosen)
         common.create_topics(bootstrap, place.topic)
@@ -121,22 +133,18 @@ def main() -> int:
 
 
 def _parts(place: Place, inputs: Inputs, runs: dict[str, list[Counted]], wrong: list[str]) -> list[Callable[[], None]]:
-    words = [word for word in place.chosen.only.lower().split(",") if word]
-    runners: dict[str, Callable[[list[Message]], Counted]] = {}
     checks: dict[str, Check] = {}
     for client in CLIENTS:
-        runners[f"daemon {client}"] = partial(_daemon, place, client)
         checks[f"daemon {client}"] = inputs.check_forecasts
-        runners[f"copy {client}"] = partial(_copy, place, client)
         checks[f"copy {client}"] = inputs.check_copies
-    for name in VERSIONS:
-        runners[name] = partial(_peer, place, name)
-        checks[name] = inputs.check_means
+    checks |= dict.fromkeys(VERSIONS, inputs.check_means)
 
     def run(name: str) -> None:
         answers: list[Message] = []
+        records = min(SLOW_RECORDS if name == FAUST else place.chosen.records, place.chosen.records)
         try:
-            counted = runners[name](answers)
+            with RUNNERS[name](place) as (running, output):
+                counted = common.count(place.bootstrap, output, running, records, answers)
         except (SystemExit, subprocess.CalledProcessError) as error:
             wrong.append(f"{name}: {error}")
             return
@@ -146,26 +154,71 @@ def _parts(place: Place, inputs: Inputs, runs: dict[str, list[Counted]], wrong: 
         runs.setdefault(name, []).append(counted)
         print(f"{name}: {counted.records_per_s:,.0f} records/s", flush=True)
 
-    return [partial(run, name) for name in runners if not words or any(word in name.lower() for word in words)]
+    return [partial(run, name) for name in RUNNERS if _wanted(name, place.chosen)]
 
 
-def _daemon(place: Place, client: str, answers: list[Message]) -> Counted:
+def _wanted(name: str, chosen: argparse.Namespace) -> bool:
+    words = [word for word in chosen.only.lower().split(",") if word]
+    return not words or any(word in name.lower() for word in words)
+
+
+def _latency(chosen: argparse.Namespace) -> int:
+    """Print how soon each of them answers; they take turns on one broker."""
+    waits: dict[str, list[NDArray[np.float64]]] = {}
+    with common.workplace(chosen.bootstrap) as (directory, bootstrap):
+
+        def run(name: str) -> None:
+            place = Place(directory, bootstrap, common.unique("paced"), chosen)
+            common.create_topics(bootstrap, place.topic)
+            with RUNNERS[name](place) as (running, output):
+                consumer = common.reader(bootstrap, output)
+                pace = latency.Pace(bootstrap, place.topic, chosen.latency)
+                which = latency.source if name.startswith("daemon") else _record_of_mean
+                received = latency.receive(common.messages(consumer, running), LATENCY_S, which=which)
+                pace.stop()
+                consumer.close()
+            common.delete_topics(bootstrap, place.topic)
+            waits.setdefault(name, []).append(np.array([wait_s for _, wait_s in latency.latencies(received, pace)]))
+
+        names = [name for name in RUNNERS if not name.startswith("copy") and _wanted(name, chosen)]
+        for part in common.rotated([partial(run, name) for name in names], chosen.rounds):
+            part()
+    rows, results = {}, {}
+    for name, each in waits.items():
+        levels = np.median([np.percentile(wait_s, (50, 95, 99)) for wait_s in each], axis=0) * 1e3
+        rows[name] = [f"{sum(map(len, each)):,}", *(f"{level:.1f}" for level in levels)]
+        results[name] = dict(zip(("p50_ms", "p95_ms", "p99_ms"), levels.tolist(), strict=True))
+    machine = common.machine()
+    where = f"{chosen.latency} records/s of {STREAMS:,} streams, load {machine['load_1m']} at the end"
+    how = f"medians of {chosen.rounds} rounds of {LATENCY_S:.0f} s; the peers commit every {chosen.interval_s:g} s"
+    common.report("send to receipt, ms", rows, ("records", "p50", "p95", "p99"), (where, how))
+    common.save(chosen.json, {"latency": results, "rate": chosen.latency, "interval_s": chosen.interval_s} | machine)
+    return 0
+
+
+def _record_of_mean(answer: Message) -> latency.Record:
+    return answer.key(), json.loads(answer.value())["time"]
+
+
+@contextlib.contextmanager
+def _daemon(client: str, place: Place) -> Running:
     daemon = Daemon(place.directory, place.bootstrap, place.topic, [f"kafka.client={client}", *place.chosen.overrides])
     with daemon.running() as running:
-        return common.count(place.bootstrap, daemon.forecasts, running, place.chosen.records, answers)
+        yield running, daemon.forecasts
 
 
-def _copy(place: Place, client: str, answers: list[Message]) -> Counted:
+@contextlib.contextmanager
+def _copy(client: str, place: Place) -> Running:
     output = common.unique("copy")
     common.create_topics(place.bootstrap, output)
     command = [sys.executable, str(HERE / "throughput.py"), "--copy", place.bootstrap, place.topic, output, client]
     with common.process(command, place.directory / "copy.log") as running:
-        counted = common.count(place.bootstrap, output, running, place.chosen.records, answers)
+        yield running, output
     common.delete_topics(place.bootstrap, output)
-    return counted
 
 
-def _peer(place: Place, name: str, answers: list[Message]) -> Counted:
+@contextlib.contextmanager
+def _peer(name: str, place: Place) -> Running:
     python = _environment(place.chosen.environments, name)
     output, states = common.unique(re.split(r"\W", name)[0].lower()), common.unique("states")
     common.create_topics(place.bootstrap, output, states)
@@ -176,13 +229,22 @@ def _peer(place: Place, name: str, answers: list[Message]) -> Counted:
     told = {"BOOTSTRAP": place.bootstrap, "SOURCE": place.topic, "SINK": output, "DIRECTORY": str(scratch)}
     told["INTERVAL_S"] = str(place.chosen.interval_s)
     words = [f"PEER_{key}={value}" for key, value in told.items()]
-    records = SLOW_RECORDS if name == FAUST else place.chosen.records
     if name == BYTEWAX:
         subprocess.run([python, "-m", "bytewax.recovery", str(scratch), "1"], check=True, capture_output=True)
     with common.process(["env", *words, python, *command], scratch / "log") as running:
-        counted = common.count(place.bootstrap, output, running, min(records, place.chosen.records), answers)
+        yield running, output
     common.delete_topics(place.bootstrap, output, states)
-    return counted
+
+
+RUNNERS: dict[str, Callable[[Place], contextlib.AbstractContextManager[tuple[psutil.Popen, str]]]] = {
+    **{
+        f"{what} {client}": partial(run, client)
+        for client in CLIENTS
+        for what, run in (("daemon", _daemon), ("copy", _copy))
+    },
+    **{name: partial(_peer, name) for name in VERSIONS},
+}
+"""Each starts one of them on the place's topic, for as long as the block lasts: its process, and where it writes."""
 
 
 def _commands(place: Place, python: str, output: str, states: str, scratch: Path) -> Mapping[str, list[str]]:
