@@ -27,6 +27,8 @@ STREAMS = 1_000
 P99_MAX_MS = 50.0
 # The first transactions find cold caches on both sides.
 WARM_UP_S = 5.0
+# Until the first answer, or the daemon would have its start to catch up with.
+FIRST_RATE_MAX = 500
 BURST_S = 10.0
 AFTER_BURST_S = 30.0
 
@@ -47,6 +49,10 @@ class Pace:
         self.late_s = 0.0
         self._thread = threading.Thread(target=self._run, name="pace", daemon=True)
         self._thread.start()
+
+    def change(self, rate: int) -> None:
+        """Go on so fast."""
+        self.rate = rate
 
     def stop(self) -> None:
         """Return when all of it is at the broker."""
@@ -86,9 +92,9 @@ def main() -> int:
         daemon = Daemon(directory, bootstrap, topic, chosen.overrides)
         with daemon.running() as running:
             consumer = common.reader(bootstrap, daemon.forecasts)
-            pace = Pace(bootstrap, topic, chosen.rate)
+            pace = Pace(bootstrap, topic, min(FIRST_RATE_MAX, chosen.rate))
             batches = common.messages(consumer, running)
-            received = receive(batches, chosen.seconds * chosen.rounds)
+            received = receive(batches, chosen.seconds * chosen.rounds, begun=partial(pace.change, chosen.rate))
             burst = _burst(batches, pace, running, chosen.burst) if chosen.burst else None
             pace.stop()
             consumer.close()
@@ -163,9 +169,9 @@ def _burst(batches: Iterator[list[Message]], pace: Pace, running: psutil.Process
             peak_mb = max(peak_mb, running.memory_info().rss / 1e6)
             yield batch
 
-    pace.rate *= factor
+    pace.change(pace.rate * factor)
     during = receive(watched(), BURST_S, warm_up_s=0.0)
-    pace.rate //= factor
+    pace.change(pace.rate // factor)
     after = receive(watched(), AFTER_BURST_S, warm_up_s=0.0)
     return _Burst(factor, during, after, before_mb, peak_mb)
 
