@@ -29,6 +29,7 @@ P99_MAX_MS = 50.0
 WARM_UP_S = 5.0
 # Until the first answer, or the daemon would have its start to catch up with.
 FIRST_RATE_MAX = 500
+LINGER_RATE_MIN = 5_000
 BURST_S = 10.0
 AFTER_BURST_S = 30.0
 
@@ -41,18 +42,20 @@ class Pace:
     """Sends one record each `1 / rate` seconds, and remembers when. The rate may be changed."""
 
     def __init__(self, bootstrap: str, topic: str, rate: int) -> None:
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0})
+        # At a high rate a request for each record would be most of what the broker does.
+        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0 if rate <= LINGER_RATE_MIN else 5})
         self._topic = topic
-        self.rate = rate
+        self._full_rate = rate
+        self.rate = min(FIRST_RATE_MAX, rate)
         self._stop = threading.Event()
         self.sent_s: dict[Record, float] = {}  # as the broker acknowledged them
         self.late_s = 0.0
         self._thread = threading.Thread(target=self._run, name="pace", daemon=True)
         self._thread.start()
 
-    def change(self, rate: int) -> None:
-        """Go on so fast."""
-        self.rate = rate
+    def begin(self) -> None:
+        """Go on at the full rate."""
+        self.rate = self._full_rate
 
     def stop(self) -> None:
         """Return when all of it is at the broker."""
@@ -92,9 +95,9 @@ def main() -> int:
         daemon = Daemon(directory, bootstrap, topic, chosen.overrides)
         with daemon.running() as running:
             consumer = common.reader(bootstrap, daemon.forecasts)
-            pace = Pace(bootstrap, topic, min(FIRST_RATE_MAX, chosen.rate))
+            pace = Pace(bootstrap, topic, chosen.rate)
             batches = common.messages(consumer, running)
-            received = receive(batches, chosen.seconds * chosen.rounds, begun=partial(pace.change, chosen.rate))
+            received = receive(batches, chosen.seconds * chosen.rounds, begun=pace.begin)
             burst = _burst(batches, pace, running, chosen.burst) if chosen.burst else None
             pace.stop()
             consumer.close()
@@ -169,9 +172,9 @@ def _burst(batches: Iterator[list[Message]], pace: Pace, running: psutil.Process
             peak_mb = max(peak_mb, running.memory_info().rss / 1e6)
             yield batch
 
-    pace.change(pace.rate * factor)
+    pace.rate *= factor
     during = receive(watched(), BURST_S, warm_up_s=0.0)
-    pace.change(pace.rate // factor)
+    pace.begin()
     after = receive(watched(), AFTER_BURST_S, warm_up_s=0.0)
     return _Burst(factor, during, after, before_mb, peak_mb)
 

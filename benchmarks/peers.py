@@ -172,10 +172,10 @@ def _latency(chosen: argparse.Namespace) -> int:
             common.create_topics(bootstrap, place.topic)
             with RUNNERS[name](place) as (running, output):
                 consumer = common.reader(bootstrap, output)
-                pace = latency.Pace(bootstrap, place.topic, min(latency.FIRST_RATE_MAX, chosen.latency))
+                pace = latency.Pace(bootstrap, place.topic, chosen.latency)
                 which = latency.source if name.startswith("daemon") else _record_of_mean
-                batches, begun = common.messages(consumer, running), partial(pace.change, chosen.latency)
-                received = latency.receive(batches, LATENCY_S, begun, which)
+                batches = common.messages(consumer, running)
+                received = latency.receive(batches, LATENCY_S, pace.begin, which)
                 pace.stop()
                 consumer.close()
             common.delete_topics(bootstrap, place.topic)

@@ -118,9 +118,12 @@ def main() -> int:
             pace = latency.Pace(bootstrap, topic, chosen.rate)
             windows = Windows(_address(daemon.log), running, chosen.seconds, chosen.rounds)
             total_s = 2 * chosen.rounds * (chosen.seconds + 1.5) + chosen.rounds * (AGAIN_S + START_S)
-            received = latency.receive(
-                common.messages(consumer, running), total_s, begun=lambda: windows.start_after(latency.WARM_UP_S)
-            )
+
+            def begun() -> None:
+                pace.begin()
+                windows.start_after(latency.WARM_UP_S)
+
+            received = latency.receive(common.messages(consumer, running), total_s, begun)
             pace.stop()
             consumer.close()
     return _report(received, windows, pace, chosen)
