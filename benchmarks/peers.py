@@ -173,7 +173,7 @@ def _latency(chosen: argparse.Namespace) -> int:
             with RUNNERS[name](place) as (running, output):
                 consumer = common.reader(bootstrap, output)
                 pace = latency.Pace(bootstrap, place.topic, chosen.latency)
-                which = latency.source if name.startswith("daemon") else _record_of_mean
+                which = latency.source if name.startswith("daemon") else _record_of
                 batches = common.messages(consumer, running)
                 received = latency.receive(batches, LATENCY_S, pace.begin, which)
                 pace.stop()
@@ -181,7 +181,7 @@ def _latency(chosen: argparse.Namespace) -> int:
             common.delete_topics(bootstrap, place.topic)
             waits.setdefault(name, []).append(np.array([wait_s for _, wait_s in latency.latencies(received, pace)]))
 
-        names = [name for name in RUNNERS if not name.startswith("copy") and _wanted(name, chosen)]
+        names = [name for name in RUNNERS if _wanted(name, chosen)]
         for part in common.rotated([partial(run, name) for name in names], chosen.rounds):
             part()
     rows, results = {}, {}
@@ -197,7 +197,8 @@ def _latency(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _record_of_mean(answer: Message) -> latency.Record:
+def _record_of(answer: Message) -> latency.Record:
+    """What a mean or a copy says it is of."""
     return answer.key(), json.loads(answer.value())["time"]
 
 
