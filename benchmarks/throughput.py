@@ -95,7 +95,7 @@ def copy_by_librdkafka(bootstrap: str, topic: str, output: str) -> int:
     from forecaster.kafka.librdkafka import clients  # noqa: PLC0415
 
     config = KafkaConfig(bootstrap_servers=bootstrap, group_id=common.unique("copy"), instance="one")
-    consumer, producer = clients.group_consumer(config), clients.producer(config, [])
+    consumer, producer = clients.group_consumer(config, lambda _error: None), clients.producer(config, [])
     consumer.subscribe([topic])
     while True:
         first = consumer.poll(0.5)
