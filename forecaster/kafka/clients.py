@@ -23,8 +23,6 @@ from forecaster.kafka.failures import connecting, translated
 from forecaster.kafka.oauth import token_provider
 
 if TYPE_CHECKING:
-    from _typeshed import FileDescriptorLike
-
     from forecaster.config import KafkaConfig
 
 # A broker that is there answers in milliseconds; the worker retries with its own backoff and says so.
@@ -44,7 +42,7 @@ class Selector(selectors.DefaultSelector):
     kernel: a good part of what a transaction of few records costs.
     """
 
-    def get_key(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
         """As in the standard library."""
         number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         # One that is closed has no number any more, and is looked for by itself.
