@@ -65,7 +65,7 @@ def measured(name: str, directory: Path) -> dict[str, list[str]]:
     series, rows = quality.read(each, directory)
     series = Series(series.time_s, series.values[:, -1:], series.names[-1:])
     options = argparse.Namespace(without="", memory=quality.MEMORY)
-    spec = quality.spec_for(each.seasons, HORIZONS, options)
+    spec = quality.spec_for(series.names, each.seasons, HORIZONS, options)
     model, _ = train(spec, series.streams(rows.train), quality.OPTIONS)
     uncut = play_model(model, series, "cpu")
     figures: dict[str, list[str]] = {}

@@ -6,7 +6,7 @@
                however the series changes
     direction  a mean of three forecasts of "up": even odds, the quantiles', the head's, weighed by their
                logarithmic losses; then its logit is stretched or shrunk, bent and shifted as past outcomes ask:
-               stretch z + bend tanh(BEND_SLOPE z) + shift
+               stretch z + bend tanh(BEND_SLOPE z) + shift, and what each tenth of the probability still misses
 
 The offset of an outer quantile moves faster than that of an inner one: the coverage
 hangs on the first, and noise in the second costs accuracy.
@@ -19,13 +19,14 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from forecaster.model.geometry import TENTHS
 from forecaster.model.normalise import SIGMA_OF_DEVIATION, TINY
 from forecaster.model.runtime import Fields, Tensor, tf
 from forecaster.model.spec import NetworkSpec
 
 # Of the outermost quantile, one record ahead, in usual errors; a part of it further ahead, since successive errors
 # share most of their changes.
-OFFSET_RATE, OFFSET_POWER = 0.02, 0.15
+OFFSET_RATE, OFFSET_POWER = 0.02, 0.05
 # Of the median, as a part of that; and how soon the rate falls from the outermost quantile to it.
 INNER_RATE, OUTER_POWER = 0.01, 4
 OFFSET_MAX = 1.5
@@ -33,7 +34,7 @@ OFFSET_MAX = 1.5
 # number would decide, and the same records stepped in other batches would lead to another offset.
 EDGE = 0.02
 # Records over which the usual error is measured, one ahead; more further ahead, for the same reason.
-USUAL_MEMORY, USUAL_POWER = 50.0, 0.2
+USUAL_MEMORY, USUAL_POWER = 50.0, 0.15
 # How much of the usual error one error counts for at most.
 MISS_MAX = 8.0
 # Errors seen until the stream's own spread counts as much as the head's.
@@ -47,6 +48,8 @@ ODDS_RATE = 0.005
 # A mix with even odds in it claims too little where it is near them, and one of normal distributions too much where
 # it is far from them: one stretch cannot mend both.
 BEND_SLOPE, BEND_MAX = 4.0, 1.5
+# Of a knot, one record ahead; less further ahead.
+KNOT_RATE, KNOT_POWER, KNOT_MAX = 0.03, 0.75, 3.0
 SAME_MEMORY = 500.0
 CHANCE_MIN = 0.005
 
@@ -160,8 +163,13 @@ def learn_direction(
     moved = settled & (change != 0.0)
     up = tf.cast(change > 0.0, change.dtype)
     losses = tf.nn.softplus(said) - up[..., None] * said
-    odds = state["calibration/odds"]
-    wrong = up - tf.sigmoid(_bent(odds, mixed))
+    odds, knots = state["calibration/odds"], state["calibration/knots"]
+    bent = _bent(odds, mixed)
+    wrong = up - tf.sigmoid(bent)
+    near = _near(bent)
+    left = up - tf.sigmoid(bent + tf.reduce_sum(near * knots, axis=-1))
+    each = KNOT_RATE * np.array(spec.horizons, np.float32) ** -KNOT_POWER
+    knots = tf.clip_by_value(knots + (each * left)[..., None] * near, -KNOT_MAX, KNOT_MAX)
     slower = 1.0 / np.sqrt(np.array(spec.horizons, np.float32))
     # The shift alone is slowed: where no edge is claimed the mix is near even, and stretching it does no harm.
     by = [wrong * mixed * tf.exp(odds[..., 0]), slower * wrong, wrong * tf.tanh(BEND_SLOPE * mixed)]
@@ -173,6 +181,7 @@ def learn_direction(
     return {
         "calibration/losses": tf.where(moved[..., None], DIRECTION_MEMORY * old + losses, old),
         "calibration/odds": tf.where(moved[..., None], odds, state["calibration/odds"]),
+        "calibration/knots": tf.where(moved[..., None], knots, state["calibration/knots"]),
         "calibration/same": tf.where(settled, now_same, same),
     }
 
@@ -184,11 +193,19 @@ def chances(spec: NetworkSpec, fields: Fields, said: Tensor) -> tuple[Tensor, Te
     weights = tf.nn.softmax(prior - DIRECTION_RATE * slower * fields["calibration/losses"])
     up = tf.reduce_sum(weights * tf.sigmoid(said), axis=-1)
     mixed = tf.math.log(up) - tf.math.log1p(-up)
-    up = tf.clip_by_value(tf.sigmoid(_bent(fields["calibration/odds"], mixed)), CHANCE_MIN, 1.0 - CHANCE_MIN)
+    bent = _bent(fields["calibration/odds"], mixed)
+    held = bent + tf.reduce_sum(_near(bent) * fields["calibration/knots"], axis=-1)
+    up = tf.clip_by_value(tf.sigmoid(held), CHANCE_MIN, 1.0 - CHANCE_MIN)
     moves = 1.0 - fields["calibration/same"]
     return tf.stack([moves * up, moves * (1.0 - up)], axis=-1), mixed
 
 
+def _near(bent: Tensor) -> Tensor:
+    """[..., TENTHS + 1]: how near the probability of a logit [...] is to each edge of a tenth; the sum is 1."""
+    apart = TENTHS * tf.sigmoid(bent)[..., None] - np.arange(TENTHS + 1, dtype=np.float32)
+    return tf.maximum(1.0 - tf.abs(apart), 0.0)
+
+
 def _bent(odds: Tensor, mixed: Tensor) -> Tensor:
-    """The logit that is published, by the logarithm of the stretch, the shift and the bend."""
+    """The logit, by the logarithm of the stretch, the shift and the bend."""
     return tf.exp(odds[..., 0]) * mixed + odds[..., 1] + odds[..., 2] * tf.tanh(BEND_SLOPE * mixed)

@@ -22,6 +22,11 @@ CLOCK_FEATURES = 6
 # The shared head's forecasts that are features of the readout, at most.
 HEAD_FEATURES = 4
 
+# Tenths between which the probability of "up" is corrected: their edges are its knots.
+TENTHS = 10
+# How much nearer to even a logit at 0 and at 1 begins, one record ahead: a stream has few cases there to learn it from.
+KNOT_START, KNOT_START_POWER = 0.5, 8
+
 _AHEAD = (0, 1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
 _AHEAD_MIN = 8
 
@@ -72,6 +77,14 @@ def kept_width(spec: NetworkSpec) -> int:
     logits of "up".
     """
     return len(experts(spec)) + 6 if spec.adaptive else 0
+
+
+def initial_knots(spec: NetworkSpec) -> NDArray[np.float64]:
+    """[H, TENTHS + 1]: what is added to a logit of "up" at each edge of a tenth, before anything is known."""
+    from_even = np.linspace(1.0, -1.0, TENTHS + 1)
+    each = KNOT_START * np.sign(from_even) * np.abs(from_even) ** KNOT_START_POWER
+    knots: NDArray[np.float64] = each / np.sqrt(np.array(spec.horizons, float))[:, None]
+    return knots
 
 
 def initial_pooling(spec: NetworkSpec) -> NDArray[np.float32]:

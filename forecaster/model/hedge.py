@@ -1,14 +1,15 @@
 """The hedge: per stream, target and horizon a mean of several experts, weighed by what each has lost.
 
     experts   the last value, each season's mean, the shared head, the adaptive readout
-    squares   weights ~ prior exp(-eta L), L the discounted squared errors: near the best single expert
+    squares   weights ~ prior exp(-eta L), L the discounted squared errors: near the best single expert;
+              the mean of a cautious rate and a quick one, which is the same at every horizon
     slopes    the same over 2 (mix - y)(expert - mix), the loss's slope: near the best fixed mean of them
               (Cesa-Bianchi and Lugosi, 2006, 2.5)
     forecast  the mean of both mixes
 
 Losses are in units of the mix's own usual squared error and end at LOSS_MAX, so that no
 sentinel decides a weight. At horizon h successive errors share h - 1 of their changes and
-say little new: the rate is eta / h^(3/4), and losses are remembered h^(1/4) times as long.
+say little new: the cautious rate is eta / h^(3/4), and losses are remembered h^(1/4) times as long.
 """
 
 from __future__ import annotations
@@ -94,9 +95,11 @@ def weigh(spec: NetworkSpec, squares: Tensor, slopes: Tensor) -> tuple[Tensor, T
     """The experts' weights in the forecast and in the mix by slopes, both [..., H, E], by their losses so far."""
     prior = np.log([NAIVE_PRIOR] + [1.0] * (len(experts(spec)) - 1)).astype(np.float32)
     slower = (np.array(spec.horizons, np.float32) ** -RATE_POWER)[:, None]
-    by_squares = tf.nn.softmax(prior - SQUARES_RATE * slower * squares)
+    cautious = tf.nn.softmax(prior - SQUARES_RATE * slower * squares)
+    # Where errors far ahead are not alike after all, caution keeps an expert that has long lost.
+    quick = tf.nn.softmax(prior - SQUARES_RATE * squares)
     by_slopes = tf.nn.softmax(prior - SLOPES_RATE * slower * slopes)
-    return 0.5 * (by_squares + by_slopes), by_slopes
+    return 0.25 * (cautious + quick) + 0.5 * by_slopes, by_slopes
 
 
 def memory(spec: NetworkSpec, nearest: float) -> NDArray[np.float32]:

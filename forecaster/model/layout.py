@@ -14,11 +14,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from forecaster.model.geometry import LAGS, LEVELS, experts, kept_width, longest, readout_width
+from forecaster.model.geometry import LAGS, LEVELS, TENTHS, experts, initial_knots, kept_width, longest, readout_width
 from forecaster.model.spec import NetworkSpec
 
 # Changes whenever an old row can no longer be read as a new one.
-ROW_FORMAT = 3
+ROW_FORMAT = 4
 
 # Variance of a readout's weight before anything is known, and at most: that of about 30 records of evidence.
 VARIANCE_MAX = 0.03
@@ -174,6 +174,8 @@ def _adaptive_fields(spec: NetworkSpec) -> Iterator[Declared]:
         yield "calibration/losses", (*forecasts, 3), 0.0
         # log of the stretch, the shift, the bend.
         yield "calibration/odds", (*forecasts, 3), 0.0
+        # Added to the logit at each edge of a tenth.
+        yield "calibration/knots", (*forecasts, TENTHS + 1), np.tile(initial_knots(spec), (targets, 1, 1))
         # How often the value was the same.
         yield "calibration/same", forecasts, 0.0
 
