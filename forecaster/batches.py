@@ -9,7 +9,7 @@ from typing import NamedTuple
 from forecaster.log import event
 from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
-from forecaster.records import Record, TopicPartition
+from forecaster.records import Record, Run, TopicPartition, partition_runs
 from forecaster.rekey import Rekeyer
 
 log = logging.getLogger(__name__)
@@ -22,13 +22,14 @@ SMALL_BATCHES_S = 600.0
 
 
 class Batch(NamedTuple):
-    """Records, and what each of their stages has made of its part already: a call that does the rest."""
+    """Records, where their partitions stand, and what each stage has made of its part: a call that does the rest."""
 
     records: list[Record]
+    runs: list[Run]
     parts: list[tuple[Stage, Callable[[float], Outcome]]]
 
 
-NOTHING = Batch([], [])
+NOTHING = Batch([], [], [])
 
 
 class Batches:
@@ -44,14 +45,19 @@ class Batches:
 
     def prepare(self, records: list[Record]) -> Batch:
         """Do with records what needs no stream's state."""
-        by_topic: dict[str, list[Record]] = {}
-        for record in records:
-            by_topic.setdefault(record.topic, []).append(record)
-        by_stage: dict[int, list[Record]] = {}
-        for topic, part in by_topic.items():
-            by_stage.setdefault(self._stages.index(self._stage_of(topic)), []).extend(part)
-        parts = [(self._stages[index], self._stages[index].prepare(part)) for index, part in by_stage.items()]
-        return Batch(records, parts)
+        runs = partition_runs(records)
+        by_stage: dict[int, list[Run]] = {}
+        for run in runs:
+            by_stage.setdefault(self._stages.index(self._stage_of(run.partition.topic)), []).append(run)
+        parts = []
+        for index, mine in by_stage.items():
+            stage = self._stages[index]
+            if len(by_stage) == 1:
+                parts.append((stage, stage.prepare(records, runs)))
+            else:
+                part = [record for run in mine for record in records[run.start : run.stop]]
+                parts.append((stage, stage.prepare(part, partition_runs(part))))
+        return Batch(records, runs, parts)
 
     def split(self, batch: Batch, behind: Collection[TopicPartition]) -> list[Batch]:
         """Batches to commit one after the other, of one version of the weights each, and none that takes too long.

@@ -458,7 +458,7 @@ class Metrics:
         """A transaction ended. At-least-once has none."""
         self._transactions.labels(outcome).inc()
 
-    def set_lag(self, records: Mapping[TopicPartition, int], newest_ms: Mapping[tuple[str, int], int]) -> None:
+    def set_lag(self, records: Mapping[TopicPartition, int], newest_ms: Mapping[TopicPartition, int]) -> None:
         """The lag of every partition that is ours; one that is not in `records` is gone from the next scrape.
 
         Args:

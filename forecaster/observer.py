@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forecaster import signals
-from forecaster.batches import Stage
+from forecaster.batches import Batch, Stage
 from forecaster.evaluation import direction_hits
 from forecaster.labels import Direction, Eviction, Rebalance
 from forecaster.labels import Outcome as TransactionOutcome
@@ -20,7 +19,7 @@ from forecaster.metrics import Metrics
 from forecaster.model.step import StepEngine
 from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
-from forecaster.records import Record, TopicPartition
+from forecaster.records import TopicPartition
 from forecaster.standing import WorstStreams, drifting, stale
 from forecaster.versions import Versions
 
@@ -30,7 +29,6 @@ SURVEY_S = 5.0
 EXPERTS_OF_STREAMS = 256
 # OpenMetrics allows 128 characters: 26 are the names, 29 at most partition and offset, and two names share the rest.
 _NAME_CHARS_MAX = 36
-_TOPIC = operator.attrgetter("topic")
 _DIRECTIONS = {signals.UP: Direction.UP, signals.DOWN: Direction.DOWN, signals.FLAT: Direction.FLAT}
 
 
@@ -58,7 +56,7 @@ class MetricsObserver:
         self._engines = engines
         self._transactions = transactions
         self._polled: Counter[str] = Counter()
-        self._newest_ms: dict[tuple[str, int], int] = {}
+        self._newest_ms: dict[TopicPartition, int] = {}
         self._steps: list[_Step] = []
         self._evicted: Counter[tuple[str, str]] = Counter()
         self._split: Counter[str] = Counter()
@@ -68,12 +66,14 @@ class MetricsObserver:
         self._surveyed_s = -SURVEY_S
         self._swapped: Counter[tuple[str, str]] = Counter()
 
-    def polled(self, records: Sequence[Record]) -> None:
+    def polled(self, batch: Batch) -> None:
         """Records came."""
         self._polled_s = time.time()
-        self._polled = Counter(map(_TOPIC, records))
+        self._polled.clear()
         self._steps.clear()
-        self._newest_ms |= {(record.topic, record.partition): record.timestamp for record in records}
+        for partition, start, stop in batch.runs:
+            self._polled[partition.topic] += stop - start
+            self._newest_ms[partition] = batch.records[stop - 1].timestamp
 
     def stepped(self, stage: Stage, outcome: Outcome) -> None:
         """A batch went through the compiled step."""

@@ -8,7 +8,6 @@ a batch changed can be undone, for the transaction that carries it can still fai
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -33,13 +32,12 @@ from forecaster.messages import (
 )
 from forecaster.model.columns import Scores, StepInputs, StepOutputs
 from forecaster.outcome import Outcome
-from forecaster.records import Assigned, Output, Record, TopicPartition, outputs_of
+from forecaster.records import Assigned, Output, Record, Run, TopicPartition, outputs_of, partition_runs
 from forecaster.rekey import Original
 from forecaster.streams import Order, Slots, StreamKey, find_disorder, usual_interval_s
 from forecaster.tiers import Tiers
 from forecaster.versions import Versions
 
-_PLACE = operator.attrgetter("topic", "partition")
 _OFFSET, _TIMESTAMP = operator.attrgetter("offset"), operator.attrgetter("timestamp")
 
 
@@ -101,15 +99,14 @@ class Pipeline:
 
         Records come per partition in offset order, and all are to be stepped with one version of the weights.
         """
-        return self.prepare(records)(now_s)
+        return self.prepare(records, partition_runs(records))(now_s)
 
-    def prepare(self, records: Sequence[Record]) -> Callable[[float], Outcome]:
-        """Decode records; what is returned does the rest of `process`.
+    def prepare(self, records: Sequence[Record], runs: Sequence[Run]) -> Callable[[float], Outcome]:
+        """Decode records, whose partitions stand in `runs`; what is returned does the rest of `process`.
 
         This much touches no stream: it may be done while the batch before is still open, and thrown away.
         """
         ticks = self._decoder.decode_all(records)
-        runs = _partition_runs(records)
         offsets = np.fromiter(map(_OFFSET, records), np.int64, len(records))
         return functools.partial(self._process, records, ticks, runs, offsets)
 
@@ -117,7 +114,7 @@ class Pipeline:
         self,
         records: Sequence[Record],
         ticks: Ticks,
-        runs: list[tuple[TopicPartition, int, int]],
+        runs: Sequence[Run],
         offsets: NDArray[np.int64],
         now_s: float,
     ) -> Outcome:
@@ -187,7 +184,7 @@ class Pipeline:
 
     # ------------------------------------------------------------------ its parts
 
-    def _place(self, ticks: Ticks, runs: list[tuple[TopicPartition, int, int]], now_s: float) -> Slots:
+    def _place(self, ticks: Ticks, runs: Sequence[Run], now_s: float) -> Slots:
         """The slot of each tick's stream; new streams get one, if need be another's."""
         slots = np.full(len(ticks.streams), -1, np.int32)
         missing: OrderedDict[StreamKey, list[int]] = OrderedDict()
@@ -417,18 +414,8 @@ class Pipeline:
         self._answered.pop(partition, None)
 
 
-def _partition_runs(records: Sequence[Record]) -> list[tuple[TopicPartition, int, int]]:
-    """Where each partition's records stand in the poll: (partition, start, stop)."""
-    runs: list[tuple[TopicPartition, int, int]] = []
-    stop = 0
-    for place, run in itertools.groupby(map(_PLACE, records)):
-        start, stop = stop, stop + len(list(run))
-        runs.append((TopicPartition(*place), start, stop))
-    return runs
-
-
 def _answered_before(
-    runs: list[tuple[TopicPartition, int, int]], offsets: NDArray[np.int64], answered: dict[TopicPartition, int]
+    runs: Sequence[Run], offsets: NDArray[np.int64], answered: dict[TopicPartition, int]
 ) -> NDArray[np.bool_]:
     silent = np.zeros(len(offsets), bool)
     for partition, start, stop in runs:

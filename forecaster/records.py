@@ -7,6 +7,7 @@ broker is never converted. `memory.py` keeps the same contract with no broker.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -55,6 +56,27 @@ class MemoryRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+
+
+class Run(NamedTuple):
+    """Records `start` to `stop` of a list are of one partition, in offset order."""
+
+    partition: TopicPartition
+    start: int
+    stop: int
+
+
+_AT = operator.attrgetter("topic", "partition")
+
+
+def partition_runs(records: Sequence[Record]) -> list[Run]:
+    """Where each partition's records stand: a partition may have several runs, the later ones further on."""
+    runs: list[Run] = []
+    stop = 0
+    for at, run in itertools.groupby(map(_AT, records)):
+        start, stop = stop, stop + len(list(run))
+        runs.append(Run(TopicPartition(*at), start, stop))
+    return runs
 
 
 class Output(NamedTuple):

@@ -20,7 +20,7 @@ from forecaster.config import InputConfig
 from forecaster.errors import InvalidRecord
 from forecaster.messages import TickDecoder, dead_letter
 from forecaster.outcome import Outcome
-from forecaster.records import Assigned, Headers, Output, Record, TopicPartition
+from forecaster.records import Assigned, Headers, Output, Record, Run, TopicPartition, partition_runs
 
 # What the copy carries of the original besides its own headers.
 KEY_HEADER = "forecaster-key"
@@ -47,10 +47,11 @@ class Rekeyer:
 
     def process(self, records: Sequence[Record], now_s: float) -> Outcome:
         """Copies of the good records, dead letters of the others, in the records' order."""
-        return self.prepare(records)(now_s)
+        return self.prepare(records, partition_runs(records))(now_s)
 
-    def prepare(self, records: Sequence[Record]) -> Callable[[float], Outcome]:
+    def prepare(self, records: Sequence[Record], runs: Sequence[Run]) -> Callable[[float], Outcome]:
         """Decode records; what is returned does the rest of `process`."""
+        del runs  # each record goes its own way
         return partial(self._process, records, list(map(self._stream, records)))
 
     def _stream(self, record: Record) -> str | InvalidRecord:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 import orjson
 
-from forecaster.batches import Stage
+from forecaster.batches import Batch, Stage
 from forecaster.config import Config, InputConfig
 from forecaster.errors import Reason
 from forecaster.evaluation import Evaluation
@@ -120,9 +120,9 @@ class _Watcher:
         self._turned = turned
         self._watch = watch
 
-    def polled(self, records: Sequence[Record]) -> None:
-        self.summary.records += len(records)
-        self._watch(len(records))
+    def polled(self, batch: Batch) -> None:
+        self.summary.records += len(batch.records)
+        self._watch(len(batch.records))
 
     def stepped(self, stage: Stage, outcome: Outcome) -> None:
         """Nothing counts before it is committed."""

@@ -6,7 +6,6 @@ is undone, its records are read again, and no reader of committed records can te
 
 from __future__ import annotations
 
-import itertools
 import logging
 import random
 import threading
@@ -88,7 +87,7 @@ class Sink(Protocol):
 class Observer(Protocol):
     """Who watches the worker: the metrics, the demo's display, a test."""
 
-    def polled(self, records: Sequence[Record]) -> None: ...
+    def polled(self, batch: Batch) -> None: ...
     def stepped(self, stage: Stage, outcome: Outcome) -> None: ...
     def committed(self, outcomes: Sequence[tuple[Stage, Outcome]], commit_seconds: float) -> None: ...
     def aborted(self, error: Exception) -> None: ...
@@ -205,7 +204,9 @@ class Worker:
             self._handle(NOTHING)
             worked = True
         self._failures = 0
-        in_hand = Counter[TopicPartition]() if self._ahead is None else Counter(map(place, self._ahead.records))
+        in_hand = Counter[TopicPartition]()
+        for run in () if self._ahead is None else self._ahead.runs:
+            in_hand[run.partition] += run.stop - run.start
         lag = {partition: behind + in_hand[partition] for partition, behind in self._source.lag().items()}
         for partition, assigned in list(self._afresh.items()):
             # Or there are no more: what the topic has lost of them nobody can step.
@@ -285,7 +286,7 @@ class Worker:
         moves = Poll([], [], [])
         try:
             outcomes = self._process(batch)
-            sent = self._send(batch.records, outcomes)
+            sent = self._send(batch, outcomes)
             if sent.ending is not None and not sent.ending.done and not later and self._ahead is None:
                 moves = self._read_ahead()
             ended_s = self._await(sent)
@@ -302,7 +303,7 @@ class Worker:
 
     def _process(self, batch: Batch) -> list[tuple[Stage, Outcome]]:
         self._where = Where.STEP
-        self._observer.polled(batch.records)
+        self._observer.polled(batch)
         outcomes = []
         for stage, step in batch.parts:
             outcome = step(self._clock())
@@ -310,7 +311,7 @@ class Worker:
             outcomes.append((stage, outcome))
         return outcomes
 
-    def _send(self, records: Sequence[Record], outcomes: Sequence[tuple[Stage, Outcome]]) -> _Sent:
+    def _send(self, batch: Batch, outcomes: Sequence[tuple[Stage, Outcome]]) -> _Sent:
         """Send what follows of a batch, and begin to commit it."""
         self._where = Where.PUBLISH
         begun_s = time.perf_counter()
@@ -318,9 +319,9 @@ class Worker:
         outputs = [output for _, outcome in outcomes for output in outcome.outputs]
         # Where rows and offsets are not one, a crash between them must not leave a row that is ahead of what is
         # answered: rows go by themselves, after the offsets that they include.
-        for pipeline in self._pipelines if self._atomic or not records else ():
+        for pipeline in self._pipelines if self._atomic or not batch.records else ():
             outputs += pipeline.state_outputs(now_s)
-        positions = self._next_positions(records)
+        positions = self._next_positions(batch)
         commits = self._next_commits(positions)
         ending = None
         if outputs or commits:
@@ -363,9 +364,8 @@ class Worker:
             if len(kept) < len(self._ahead.records):
                 self._ahead = self._batches.prepare(kept)
 
-    def _next_positions(self, records: Sequence[Record]) -> dict[TopicPartition, int]:
-        newest = {(record.topic, record.partition): record.offset for record in records}
-        return self._positions | {TopicPartition(*at): offset + 1 for at, offset in newest.items()}
+    def _next_positions(self, batch: Batch) -> dict[TopicPartition, int]:
+        return self._positions | {run.partition: batch.records[run.stop - 1].offset + 1 for run in batch.runs}
 
     def _next_commits(self, positions: Mapping[TopicPartition, int]) -> dict[TopicPartition, Commit]:
         """How far each partition is answered once it is stepped up to `positions`, where that is news."""
@@ -394,8 +394,9 @@ class Worker:
         if isinstance(self._ahead_error, BrokerUnavailable):
             self._ahead_error = None  # the wait is for this one too
         first: dict[TopicPartition, int] = {}
-        for record in itertools.chain.from_iterable(batch.records for batch in batches):
-            first.setdefault(place(record), record.offset)
+        for batch in batches:
+            for run in batch.runs:
+                first.setdefault(run.partition, batch.records[run.start].offset)
         self._source.rewind(first)
         undone = [stage.undo() for stage in self._stages]
         if not all(undone):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecaster import labels
+from forecaster.batches import Batch, Stage
 from forecaster.config import Config, build_config
 from forecaster.errors import BrokerUnavailable, ModelMismatch, TransactionAborted
 from forecaster.health import Health
@@ -28,7 +29,7 @@ from forecaster.pipeline import OutputTopics, Pipeline
 from forecaster.records import Commit, MemoryRecord, Output, Record, TopicPartition
 from forecaster.routing import Routes
 from forecaster.versions import Versions
-from forecaster.worker import Stage, Worker
+from forecaster.worker import Worker
 
 START_MS = 1_735_732_800_000
 MINUTE_MS = 60_000
@@ -203,9 +204,9 @@ class Watch:
         self.outcomes: list[Outcome] = []
         self.errors: list[Exception] = []
 
-    def polled(self, records: Sequence[Record]) -> None:
+    def polled(self, batch: Batch) -> None:
         """Count."""
-        self.told["polled"] += len(records)
+        self.told["polled"] += len(batch.records)
 
     def stepped(self, stage: Stage, outcome: Outcome) -> None:
         """Count."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from forecaster.batches import Stage
+from forecaster.batches import Batch, Stage
 from forecaster.config import InputConfig
 from forecaster.coverage import central_levels, count_places
 from forecaster.evaluation import Evaluation, Tally
@@ -22,7 +22,7 @@ from forecaster.labels import Stage as Where
 from forecaster.model.columns import StepOutputs
 from forecaster.outcome import Outcome
 from forecaster.pipeline import Pipeline
-from forecaster.records import Record, TopicPartition
+from forecaster.records import TopicPartition
 from forecaster.worker import Observer
 
 HISTORY = 240
@@ -223,8 +223,8 @@ class _Beside:
         self._observer = observer
         self._board = board
 
-    def polled(self, records: Sequence[Record]) -> None:
-        self._observer.polled(records)
+    def polled(self, batch: Batch) -> None:
+        self._observer.polled(batch)
 
     def stepped(self, stage: Stage, outcome: Outcome) -> None:
         self._observer.stepped(stage, outcome)
