@@ -2,8 +2,10 @@
 
 Windows overlap and series on one clock move together, so cases are far fewer than they
 seem: the interval of a tenth's gap comes from BLOCKS blocks of time, as sums over whole
-blocks. A tenth has enough cases where BLOCKS_MIN of the blocks hold some and that
-interval is no wider than GAP_MAX each way; of fewer, a gap of GAP_MAX proves nothing.
+blocks. Where all or none rose there is no spread to see: there it is 3 / blocks, the rule
+of three (Hanley and Lippman-Hand, 1983). A tenth has enough cases where BLOCKS_MIN of the
+blocks hold some and that interval is no wider than GAP_MAX each way; of fewer, a gap of
+GAP_MAX proves nothing.
 """
 
 from __future__ import annotations
@@ -93,5 +95,5 @@ def _tenth(place: int, block: np.ndarray, rose: np.ndarray, claimed: np.ndarray)
         blocks=blocks,
         claimed=float(claimed.mean()),
         happened=float(rose.mean()),
-        halfwidth=float(1.96 * spread),
+        halfwidth=float(1.96 * spread) if 0 < rose.sum() < len(rose) else 3.0 / blocks,
     )
