@@ -25,7 +25,7 @@ import gzip
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -36,6 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from reliability import Tenth, reliability, tenths
 
 from forecaster.backtest import Score, play_model, play_points, table, train_deviation
+from forecaster.model import network
+from forecaster.model.runtime import Fields, Tensor, tf
 from forecaster.model.spec import NetworkSpec
 from forecaster.model.training import TrainOptions, train, untrained
 from forecaster.rivals import NAIVE, naive
@@ -89,6 +91,8 @@ SETS = {
 MEMORY = 96
 UNITS = 64
 OPTIONS = TrainOptions(steps_max=300, patience=4, window=64, batch=32)
+# What a row cannot be shortened in: counts, and the values that everything else is relative to.
+EXACT = {"records_low", "records_high", "seen", "last_high", "last_low", "pending"}
 
 
 def main() -> None:
@@ -101,9 +105,12 @@ def main() -> None:
     parser.add_argument("--untrained", action="store_true", help="with shared weights that have learned nothing")
     parser.add_argument("--apart", action="store_true", help="each variable of a set as a stream of its own")
     parser.add_argument("--memory", type=int, default=MEMORY, help="features made of memory, at most")
+    parser.add_argument("--mantissa", type=int, metavar="BITS", help="of 23 that a row keeps from record to record")
     parser.add_argument("--horizons", default="", help="only these steps, such as 1,24,48: no path scores, but fast")
     arguments = parser.parse_args()
     every: list[dict[str, object]] = []
+    if arguments.mantissa is not None:
+        shorten(arguments.mantissa)
     print(HEADER)
     for name in arguments.sets.split(","):
         scores, odds = run(name, arguments)
@@ -141,6 +148,23 @@ def run(name: str, arguments: argparse.Namespace) -> tuple[list[Score], dict[int
         *table(NAIVE, series, rows, last, paths, deviation),
     ]
     return scores, {path: tenths(played, rows, path) for path in paths}
+
+
+def shorten(bits: int) -> None:
+    """Have rows keep so many bits of each mantissa (bfloat16: 7, float16: 10), but for EXACT."""
+    whole, lost = network.step, 23 - bits
+
+    def step(*words: Any) -> tuple[Tensor, Fields]:
+        outputs, state = whole(*words)
+        return outputs, {name: value if name in EXACT else rounded(value) for name, value in state.items()}
+
+    def rounded(value: Tensor) -> Tensor:
+        # By its bits: XLA leaves out a cast there and back. To the nearest, halves to even.
+        raw = tf.bitcast(value, tf.int32)
+        even = tf.bitwise.bitwise_and(tf.bitwise.right_shift(raw, lost), 1)
+        return tf.bitcast(tf.bitwise.bitwise_and(raw + ((1 << (lost - 1)) - 1 + even), -(1 << lost)), tf.float32)
+
+    network.step = step
 
 
 def spec_for(
